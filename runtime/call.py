@@ -1,0 +1,71 @@
+"""Owns what is known of the call being served: who calls, by which rpc, under which request id."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from runtime.contract import Policy
+
+Role = Literal["user", "admin", "service"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Who calls, as the verified token says."""
+
+    user_id: UUID
+    sign_in_id: UUID
+    tenant_id: int
+    role: Role
+    tier: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdempotencyKey:
+    """The caller's name for the call, and what the call held."""
+
+    key: str
+    digest: bytes
+    """sha256 of the request, independent of the order of its map entries."""
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One call while it is served; the interceptor fills it in as it learns more."""
+
+    policy: Policy
+    request_id: str
+    client_ip: str
+    user_agent: str
+    rest: bool
+    """Whether the caller speaks JSON through the edge."""
+    principal: Principal | None = None
+    idempotency: IdempotencyKey | None = None
+    status: int = 200
+    """The HTTP status of a successful answer to a REST caller."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """What the answer's headers carry beside the answer, such as the rate limit."""
+
+
+current: ContextVar[Call] = ContextVar("call")
+
+
+def principal() -> Principal:
+    """Who calls the rpc that is being served; only for rpcs whose access is not PUBLIC."""
+    caller = current.get().principal
+    if caller is None:
+        raise LookupError("this rpc is open to callers without a token")
+    return caller
+
+
+def idempotency_key() -> IdempotencyKey | None:
+    """The call's idempotency key, if the rpc takes one and the caller sent one."""
+    return current.get().idempotency
+
+
+def answer_status(status: int) -> None:
+    """Gives the call's successful answer another HTTP status than its contract says, for REST callers."""
+    current.get().status = status

@@ -1,0 +1,76 @@
+"""Owns the settings: one typed, frozen object read once from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SERVICES: Final = ("auth", "sessions", "uploads", "health")
+
+
+class ConfigError(Exception):
+    """A setting is missing or cannot be read."""
+
+
+class Config(BaseSettings):
+    """Every setting, each from the environment variable SATCHEL_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="SATCHEL_", frozen=True, extra="ignore")
+
+    home: Path = Path(".satchel")
+    """Where keys, and with the embedded stack all data, live."""
+    port: int = Field(8080, ge=1, le=65535)
+    """The edge."""
+    database_url: str = Field(min_length=1)
+    """postgresql://..."""
+    redis_url: str = ""
+    """redis://... or unix://...; empty: none, rate limits are then counted per process."""
+    public_url: str = ""
+    """What links start with; http://localhost:<port> when empty."""
+    rate_limits: Literal["on", "off"] = "on"
+    admin_email: str = ""
+    """The account with this e-mail is administrator of its tenant."""
+
+    auth_address: str = "127.0.0.1:7101"
+    sessions_address: str = "127.0.0.1:7102"
+    uploads_address: str = "127.0.0.1:7103"
+    health_address: str = "127.0.0.1:7104"
+    metrics_address: str = ""
+    """host:port of this process's Prometheus page; empty: none."""
+
+    database_connections: int = Field(8, ge=1, le=100)
+    """Connections to PostgreSQL per process and service."""
+    call_timeout: float = Field(15.0, gt=0)
+    """Seconds a unary call may take when its caller names no shorter deadline."""
+    drain_timeout: float = Field(8.0, ge=0)
+    """Seconds that calls in flight get to finish on SIGTERM."""
+    free_puzzles_per_day: int = Field(1, ge=0)
+    """New puzzle sessions that a free account may store per UTC day of their timestamp."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def keys(self) -> Path:
+        """The directory of the signing and mesh keys."""
+        return self.home / "keys"
+
+    @property
+    def limits_on(self) -> bool:
+        """Whether rate limits are enforced."""
+        return self.rate_limits == "on"
+
+    def address(self, service: str) -> str:
+        """Where `service` (one of SERVICES) listens: host:port."""
+        return str(getattr(self, f"{service}_address"))
+
+
+def from_environment() -> Config:
+    """The settings of this process. Raises ConfigError with a sentence that names each wrong variable."""
+    try:
+        return Config()
+    except ValidationError as error:
+        wrong = [f"SATCHEL_{str(one['loc'][0]).upper()}: {one['msg'].lower()}" for one in error.errors()]
+        hint = "; `make run` starts a PostgreSQL of its own and sets what the services need"
+        raise ConfigError("; ".join(wrong) + hint) from None

@@ -1,0 +1,94 @@
+"""Owns reading JSON from phones item by item, so that a bad one is refused alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sized
+from typing import Any, Final, NoReturn, TypeVar
+
+import orjson
+from google.protobuf import struct_pb2
+
+from runtime.errors import Failure, Reason, invalid, missing
+
+MAX_ITEMS: Final = 1000
+
+Items = TypeVar("Items", bound=Sized)
+
+
+def items(document: bytes, field: str) -> list[Any]:
+    """The items under `field` of a JSON object, 1 to 1000 of whatever type.
+
+    Raises Failure: MALFORMED_REQUEST for what is no JSON object, FIELD_MISSING and FIELD_INVALID for the list.
+    """
+    parsed = _parse(document)
+    if not isinstance(parsed, dict):
+        raise Failure(Reason.MALFORMED_REQUEST, "The body must be a JSON object.")
+    if parsed.get(field) is None:
+        raise missing(field)
+    if not isinstance(parsed[field], list):
+        raise invalid(field, "must be a list", "INVALID_TYPE")
+    found: list[Any] = parsed[field]
+    return counted(found, field)
+
+
+def counted(found: Items, field: str) -> Items:
+    """`found` again. Raises Failure: FIELD_MISSING when it is empty, FIELD_INVALID when it has more than 1000."""
+    if not found:
+        raise missing(field)
+    if len(found) > MAX_ITEMS:
+        raise invalid(field, f"has {len(found)} items, more than {MAX_ITEMS}", "TOO_MANY")
+    return found
+
+
+def struct_to_json(struct: struct_pb2.Struct) -> dict[str, Any]:
+    """A Struct as a dict; whole numbers as int, as JSON prints them. Pairs with struct_from_json."""
+    return {name: _value_to_json(value) for name, value in struct.fields.items()}
+
+
+def list_to_json(values: struct_pb2.ListValue) -> list[Any]:
+    """A ListValue as a list; whole numbers as int, as JSON prints them."""
+    return [_value_to_json(value) for value in values.values]
+
+
+def struct_from_json(data: Mapping[str, Any]) -> struct_pb2.Struct:
+    """A dict as a Struct. Pairs with struct_to_json."""
+    struct = struct_pb2.Struct()
+    struct.update(dict(data))
+    return struct
+
+
+def _value_to_json(value: struct_pb2.Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return struct_to_json(value.struct_value)
+        case "list_value":
+            return list_to_json(value.list_value)
+        case _:
+            return None
+
+
+def _parse(document: bytes) -> Any:
+    if not document.strip():
+        raise Failure(Reason.MALFORMED_REQUEST, "The body is empty.")
+    try:
+        return orjson.loads(document)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        # A phone that cut a text in the middle of an emoji sends half of a surrogate pair. The standard library reads
+        # that, so that only the item that holds it is refused.
+        return json.loads(document.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Failure(Reason.MALFORMED_REQUEST, "The body is not valid JSON.") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,195 @@
+"""Owns who a token speaks for: every service verifies by itself, whatever stood in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import jwt
+from satchel.options.v1 import options_pb2 as options
+
+from runtime.call import Principal
+from runtime.errors import Failure, Reason
+
+ISSUER: Final = "satchel"
+MESH_AUDIENCE: Final = "satchel-mesh"
+ACCESS_TOKEN_SECONDS: Final = 3600
+SERVICE_TOKEN_SECONDS: Final = 300
+# Access tokens are issued and verified on machines whose clocks may differ a little.
+LEEWAY: Final = 5
+MAX_TOKEN_CHARS: Final = 8192
+CACHE_SIZE: Final = 10_000
+# A token with a key id that nobody knows must not make every service ask for the keys every time.
+KEYS_PAUSE: Final = 5.0
+
+_NOBODY: Final = UUID(int=0)
+_CLAIMS: Final = ("sub", "sid", "tenant_id", "role", "tier", "exp", "iat")
+
+
+@dataclass(frozen=True)
+class _Verified:
+    principal: Principal
+    expires_at: float
+
+
+class Revocations:
+    """The sign-ins that were ended while their access tokens may still be alive."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._ended: OrderedDict[UUID, float] = OrderedDict()
+
+    def add(self, sign_in_ids: Iterable[UUID]) -> None:
+        """Remembers the ids until the last access token of each has expired; forgets those that have."""
+        now = self._clock()
+        for sign_in_id in sign_in_ids:
+            self._ended.setdefault(sign_in_id, now + ACCESS_TOKEN_SECONDS + LEEWAY)
+        while self._ended and next(iter(self._ended.values())) < now:
+            self._ended.popitem(last=False)
+
+    def __contains__(self, sign_in_id: UUID) -> bool:
+        return sign_in_id in self._ended
+
+
+class Verifier:
+    """Turns a bearer token into the principal it speaks for, and remembers the answer until the token expires."""
+
+    def __init__(
+        self,
+        *,
+        fetch_keys: Callable[[], Awaitable[Iterable[Mapping[str, str]]]],
+        mesh_secret: bytes,
+        revocations: Revocations,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`fetch_keys` gives the public keys of the auth service as JSON Web Keys."""
+        self._fetch_keys = fetch_keys
+        self._mesh_secret = mesh_secret
+        self._revocations = revocations
+        self._clock = clock
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._keys_at = float("-inf")
+        self._fetching = asyncio.Lock()
+        self._cache: OrderedDict[str, _Verified] = OrderedDict()
+
+    async def principal(self, authorization: str | None) -> Principal:
+        """Who `authorization` (the header's value) speaks for.
+
+        Raises Failure with MISSING_BEARER_TOKEN, INVALID_TOKEN, TOKEN_EXPIRED, TOKEN_REVOKED, or UNAVAILABLE when the
+        keys cannot be had.
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise Failure(Reason.MISSING_BEARER_TOKEN)
+        known = self._cache.get(token)
+        if known is None:
+            known = await self._verify(token)
+            self._cache[token] = known
+            if len(self._cache) > CACHE_SIZE:
+                self._cache.popitem(last=False)
+        if known.expires_at <= self._clock():
+            self._cache.pop(token, None)
+            raise Failure(Reason.TOKEN_EXPIRED)
+        if known.principal.sign_in_id in self._revocations:
+            raise Failure(Reason.TOKEN_REVOKED)
+        return known.principal
+
+    async def _verify(self, token: str) -> _Verified:
+        try:
+            if len(token) > MAX_TOKEN_CHARS:
+                raise Failure(Reason.INVALID_TOKEN)
+            header = jwt.get_unverified_header(token)
+            # The algorithm decides which key is tried, and each key is tried with its own algorithm only.
+            if header.get("alg") == "HS256":
+                return self._verify_service(token)
+            if header.get("alg") != "ES256" or not isinstance(header.get("kid"), str):
+                raise Failure(Reason.INVALID_TOKEN)
+            key = await self._key(header["kid"])
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=["ES256"],
+                issuer=ISSUER,
+                leeway=LEEWAY,
+                options={"require": [*_CLAIMS]},
+            )
+            principal = Principal(
+                user_id=UUID(claims["sub"]),
+                sign_in_id=UUID(claims["sid"]),
+                tenant_id=int(claims["tenant_id"]),
+                role="admin" if claims["role"] == "admin" else "user",
+                tier=str(claims["tier"]),
+            )
+            return _Verified(principal, float(claims["exp"]) + LEEWAY)
+        except jwt.ExpiredSignatureError:
+            raise Failure(Reason.TOKEN_EXPIRED) from None
+        except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise Failure(Reason.INVALID_TOKEN) from error
+
+    def _verify_service(self, token: str) -> _Verified:
+        claims = jwt.decode(
+            token,
+            self._mesh_secret,
+            algorithms=["HS256"],
+            issuer=ISSUER,
+            audience=MESH_AUDIENCE,
+            leeway=LEEWAY,
+            options={"require": ["sub", "exp", "iat"]},
+        )
+        principal = Principal(user_id=_NOBODY, sign_in_id=_NOBODY, tenant_id=0, role="service", tier="")
+        return _Verified(principal, float(claims["exp"]) + LEEWAY)
+
+    async def _key(self, kid: str) -> jwt.PyJWK:
+        if kid not in self._keys:
+            async with self._fetching:
+                if kid not in self._keys and self._clock() - self._keys_at >= KEYS_PAUSE:
+                    fetched = [jwt.PyJWK(dict(key)) for key in await self._fetch_keys()]
+                    self._keys = {str(key.key_id): key for key in fetched}
+                    self._keys_at = self._clock()
+        if kid not in self._keys:
+            raise Failure(Reason.INVALID_TOKEN)
+        return self._keys[kid]
+
+
+class ServiceTokens:
+    """Mints the tokens that one service shows to another."""
+
+    def __init__(self, secret: bytes, service: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._secret = secret
+        self._service = service
+        self._clock = clock
+        self._token = ""
+        self._renew_at = float("-inf")
+
+    def current(self) -> str:
+        """A token with at least half its five minutes left."""
+        now = self._clock()
+        if now >= self._renew_at:
+            claims: dict[str, Any] = {
+                "iss": ISSUER,
+                "aud": MESH_AUDIENCE,
+                "sub": f"service:{self._service}",
+                "iat": int(now),
+                "exp": int(now) + SERVICE_TOKEN_SECONDS,
+            }
+            self._token = jwt.encode(claims, self._secret, algorithm="HS256")
+            self._renew_at = now + SERVICE_TOKEN_SECONDS / 2
+        return self._token
+
+
+def authorize(access: int, principal: Principal) -> None:
+    """Raises Failure(FORBIDDEN) unless `principal` may call rpcs with `access` (satchel.options.v1.Access)."""
+    role = principal.role
+    allowed = (
+        (access == options.ACCESS_USER and role in ("user", "admin"))
+        or (access == options.ACCESS_ADMIN and role == "admin")
+        or (access == options.ACCESS_SERVICE and role == "service")
+    )
+    if not allowed:
+        raise Failure(Reason.FORBIDDEN)

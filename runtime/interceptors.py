@@ -1,0 +1,354 @@
+"""Owns what happens around every rpc: it enforces the contract, so that no handler has to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, TypeAlias, cast
+from uuid import uuid4
+
+import grpc
+import orjson
+import psycopg
+import psycopg_pool
+from google.api import httpbody_pb2
+from google.protobuf.message import DecodeError, Message
+from grpc.aio import AbortError, ServicerContext
+from satchel.options.v1 import options_pb2 as options
+
+from runtime.call import Call, IdempotencyKey, current
+from runtime.clock import utc_now
+from runtime.contract import Policy
+from runtime.errors import Failure, Reason, invalid, rest_body, rpc_status
+from runtime.identity import Verifier, authorize
+from runtime.limits import RateLimiter
+from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, logger
+
+MAX_KEY_CHARS: Final = 255
+# What the transcoder of the edge adds to a call that came in as JSON.
+REST_MARK: Final = "x-envoy-original-path"
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PRINTABLE: Final = re.compile(r"[\x21-\x7e]+")
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class ContractInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps each handler once: request id, identity, access, rate limit, idempotency key, deadline, errors, log."""
+
+    def __init__(
+        self,
+        policies: dict[str, Policy],
+        *,
+        verifier: Verifier,
+        limiter: RateLimiter | None,
+        call_timeout: float,
+    ) -> None:
+        """`limiter` None: rate limits are off. `call_timeout` bounds unary calls, in seconds."""
+        self._policies = policies
+        self._verifier = verifier
+        self._limiter = limiter
+        self._call_timeout = call_timeout
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The handler of the called rpc inside its policy; for an unknown rpc one that says so."""
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        policy = self._policies.get(method)
+        if handler is None or policy is None:
+            return _unknown_method(method)
+        self._wrapped[method] = self._wrap(handler, policy)
+        return self._wrapped[method]
+
+    def _wrap(self, handler: Handler, policy: Policy) -> Handler:
+        guard = _Guard(self, policy, handler)
+        # Requests are decoded inside the guard: one that is no valid message gets an answer of ours.
+        if handler.request_streaming and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(guard.stream_stream, None, handler.response_serializer)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(guard.stream_unary, None, handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(guard.unary_stream, None, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(guard.unary_unary, None, handler.response_serializer)
+
+    async def admit(self, call: Call, metadata: dict[str, str], request: Any) -> None:
+        """Raises Failure unless the contract lets this call through. `request` is None for a request stream."""
+        policy = call.policy
+        if policy.access != options.ACCESS_PUBLIC:
+            call.principal = await self._verifier.principal(metadata.get("authorization"))
+            authorize(policy.access, call.principal)
+        if self._limiter is not None and policy.limits and not _is_service(call):
+            call.headers += await self._limiter.admit(call, request)
+        if policy.takes_key:
+            call.idempotency = _idempotency(metadata, request)
+
+    @property
+    def call_timeout(self) -> float:
+        """Seconds that bound a unary call."""
+        return self._call_timeout
+
+
+class _Guard:
+    """One rpc's handler inside the contract, for each of the four kinds of rpc."""
+
+    def __init__(self, contract: ContractInterceptor, policy: Policy, handler: Handler) -> None:
+        self._contract = contract
+        self._policy = policy
+        self._decode = handler.request_deserializer or (lambda data: data)
+        self._handler = handler
+        service, method = policy.service, policy.method.rpartition("/")[2]
+        self._seconds = RPC_SECONDS.labels(service, method)
+        self._active = RPC_ACTIVE.labels(service, method)
+        self._answers = {code: RPC_ANSWERS.labels(service, method, code.name) for code in grpc.StatusCode}
+
+    async def unary_unary(self, data: bytes, context: ServicerContext[Any, Any]) -> Any:
+        call, metadata = _begin(self._policy, context)
+        with self._measured(call) as outcome:
+            try:
+                async with asyncio.timeout(self._contract.call_timeout):
+                    request = self._read(data)
+                    await self._contract.admit(call, metadata, request)
+                    response = await cast(Any, self._handler.unary_unary)(request, context)
+                await _send_headers(call, context)
+                return response
+            except Exception as error:
+                await self._refuse(error, call, context, outcome)
+
+    async def stream_unary(self, stream: AsyncIterator[bytes], context: ServicerContext[Any, Any]) -> Any:
+        call, metadata = _begin(self._policy, context)
+        with self._measured(call) as outcome:
+            try:
+                await self._contract.admit(call, metadata, None)
+                response = await cast(Any, self._handler.stream_unary)(self._read_all(stream), context)
+                await _send_headers(call, context)
+                return response
+            except Exception as error:
+                await self._refuse(error, call, context, outcome)
+
+    async def unary_stream(self, data: bytes, context: ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        call, metadata = _begin(self._policy, context)
+        with self._measured(call) as outcome:
+            try:
+                request = self._read(data)
+                await self._contract.admit(call, metadata, request)
+                await _send_headers(call, context)
+                async for response in cast(Any, self._handler.unary_stream)(request, context):
+                    yield response
+            except Exception as error:
+                await self._refuse(error, call, context, outcome)
+
+    async def stream_stream(
+        self, stream: AsyncIterator[bytes], context: ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        call, metadata = _begin(self._policy, context)
+        with self._measured(call) as outcome:
+            try:
+                await self._contract.admit(call, metadata, None)
+                await _send_headers(call, context)
+                async for response in cast(Any, self._handler.stream_stream)(self._read_all(stream), context):
+                    yield response
+            except Exception as error:
+                await self._refuse(error, call, context, outcome)
+
+    def _read(self, data: bytes) -> Any:
+        try:
+            return self._decode(data)
+        except (DecodeError, UnicodeDecodeError, ValueError):
+            raise Failure(Reason.MALFORMED_REQUEST, "The request is not a valid message of its type.") from None
+
+    async def _read_all(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for data in stream:
+            yield self._read(data)
+
+    def _measured(self, call: Call) -> _Measured:
+        return _Measured(self, call)
+
+    def finish(self, call: Call, outcome: _Measured) -> None:
+        """Counts and logs the call, once, whatever became of it."""
+        seconds = time.perf_counter() - outcome.started
+        self._active.dec()
+        self._seconds.observe(seconds)
+        self._answers[outcome.code].inc()
+        # Probes and the services' talk among themselves are many and say nothing while they go well.
+        routine = self._policy.service.startswith("grpc.") or (_is_service(call) and outcome.reason is None)
+        (logger().debug if routine else logger().info)(
+            "rpc",
+            method=self._policy.method,
+            code=outcome.code.name,
+            reason=outcome.reason,
+            ms=round(seconds * 1000, 2),
+            request_id=call.request_id,
+            user=str(call.principal.user_id) if call.principal else None,
+            client=call.client_ip,
+        )
+
+    def start(self) -> None:
+        """Counts the call as in progress."""
+        self._active.inc()
+
+    async def _refuse(
+        self, error: Exception, call: Call, context: ServicerContext[Any, Any], outcome: _Measured
+    ) -> None:
+        if isinstance(error, AbortError):
+            outcome.code = cast(Any, context.code()) or grpc.StatusCode.UNKNOWN
+            raise error
+        failure = failure_of(error)
+        outcome.code, outcome.reason = failure.reason.row.code, failure.reason.name
+        if failure.reason is Reason.INTERNAL:
+            logger().error("a handler failed", method=self._policy.method, request_id=call.request_id, exc_info=error)
+        elif failure is not error:
+            logger().warning("a call failed", request_id=call.request_id, error=repr(error))
+        await abort(failure, call, context)
+
+
+class _Measured:
+    """The span of one call: what it is known by while it runs, and its outcome when it ends."""
+
+    __slots__ = ("_call", "_guard", "_token", "code", "reason", "started")
+
+    def __init__(self, guard: _Guard, call: Call) -> None:
+        self._guard = guard
+        self._call = call
+        self.code = grpc.StatusCode.OK
+        self.reason: str | None = None
+
+    def __enter__(self) -> _Measured:
+        self.started = time.perf_counter()
+        self._token = current.set(self._call)
+        self._guard.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, asyncio.CancelledError | GeneratorExit):
+            self.code, self.reason = grpc.StatusCode.CANCELLED, Reason.CANCELLED.name
+        self._guard.finish(self._call, self)
+        if kind is None or not issubclass(kind, GeneratorExit):
+            # A stream that is closed from outside ends in another context, which has nothing to reset.
+            current.reset(self._token)
+
+
+def failure_of(error: Exception) -> Failure:
+    """The refusal that `error` amounts to; what we did not foresee is INTERNAL, and its text stays here."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, TimeoutError):
+        return Failure(Reason.DEADLINE_EXCEEDED)
+    away = (
+        psycopg_pool.PoolTimeout,
+        psycopg_pool.PoolClosed,
+        psycopg_pool.TooManyRequests,
+        psycopg.OperationalError,
+        psycopg.InterfaceError,
+    )
+    if isinstance(error, away):
+        return Failure(Reason.UNAVAILABLE, retry_after=1)
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    ):
+        return Failure(Reason.UNAVAILABLE, retry_after=1)
+    return Failure(Reason.INTERNAL)
+
+
+async def abort(failure: Failure, call: Call, context: ServicerContext[Any, Any]) -> None:
+    """Ends the call with `failure` in the caller's dialect: a finished body for REST, google.rpc.Status for gRPC."""
+    row = failure.reason.row
+    metadata: list[tuple[str, str | bytes]] = [*call.headers]
+    if failure.retry_after is not None:
+        metadata.append(("retry-after", str(max(1, round(failure.retry_after)))))
+    if call.rest:
+        body = rest_body(
+            failure,
+            call.policy.dialect,
+            camel_case=call.policy.camel_case,
+            request_id=call.request_id,
+            now=utc_now(),
+        )
+        metadata += [("x-error-body", body), ("x-http-status", str(row.http))]
+    else:
+        status = rpc_status(failure, request_id=call.request_id)
+        metadata.append(("grpc-status-details-bin", status.SerializeToString()))
+    await context.abort(row.code, failure.message, trailing_metadata=tuple(metadata))
+
+
+def _begin(policy: Policy, context: ServicerContext[Any, Any]) -> tuple[Call, dict[str, str]]:
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    request_id = metadata.get("x-request-id", "")
+    call = Call(
+        policy=policy,
+        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid4().hex,
+        client_ip=metadata.get("x-envoy-external-address") or _peer(context.peer()),
+        user_agent=metadata.get("user-agent", "")[:200],
+        rest=REST_MARK in metadata,
+        status=policy.success_status,
+    )
+    return call, metadata
+
+
+def _peer(peer: str) -> str:
+    """The address in gRPC's name of a peer, such as ipv4:127.0.0.1:4711."""
+    kind, _, rest = peer.partition(":")
+    return (
+        rest.rpartition(":")[0].strip("[]").replace("%5B", "").replace("%5D", "") if kind in ("ipv4", "ipv6") else peer
+    )
+
+
+def _is_service(call: Call) -> bool:
+    return call.principal is not None and call.principal.role == "service"
+
+
+async def _send_headers(call: Call, context: ServicerContext[Any, Any]) -> None:
+    headers = list(call.headers)
+    if call.rest and call.status != 200:
+        headers.append(("x-http-status", str(call.status)))
+    if headers:
+        await context.send_initial_metadata(tuple(headers))
+
+
+def _idempotency(metadata: dict[str, str], request: Any) -> IdempotencyKey | None:
+    key = (
+        metadata.get("idempotency-key")
+        or metadata.get("x-idempotency-key")
+        or str(getattr(request, "idempotency_key", ""))
+    )
+    if not key:
+        return None
+    if len(key) > MAX_KEY_CHARS:
+        raise invalid("idempotency_key", f"is longer than {MAX_KEY_CHARS} characters", "TOO_LONG")
+    if not _PRINTABLE.fullmatch(key):
+        raise invalid("idempotency_key", "must be printable ASCII without spaces", "INVALID_FORMAT")
+    return IdempotencyKey(key=key, digest=_digest(request))
+
+
+def _digest(request: Message) -> bytes:
+    """sha256 of what the request asks for, the same for the same content in another order or spacing."""
+    document = getattr(request, "document", None)
+    if isinstance(document, httpbody_pb2.HttpBody):
+        try:
+            canonical = orjson.dumps(orjson.loads(document.data), option=orjson.OPT_SORT_KEYS)
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+            canonical = document.data
+        return hashlib.sha256(canonical).digest()
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+
+
+def _unknown_method(method: str) -> Handler:
+    policy = Policy(method, options.ACCESS_PUBLIC, (), options.DIALECT_CORE, False, 200, False, False, ())
+
+    async def refuse(_: bytes, context: ServicerContext[Any, Any]) -> None:
+        call, _metadata = _begin(policy, context)
+        await abort(Failure(Reason.UNIMPLEMENTED), call, context)
+
+    return grpc.unary_unary_rpc_method_handler(refuse, None, None)

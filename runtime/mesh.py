@@ -1,0 +1,87 @@
+"""Owns how a service reaches the others: one channel each, a service token and a deadline on every call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+from uuid import UUID
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
+
+from runtime.identity import Revocations, ServiceTokens
+from runtime.telemetry import REVOCATION_ERRORS, logger
+
+CALL_TIMEOUT: Final = 2.0
+# An ended sign-in must be known everywhere within a second.
+REVOCATION_INTERVAL: Final = 0.5
+CHANNEL_OPTIONS: Final = (
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+)
+
+
+@asynccontextmanager
+async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to another service for as long as the block runs."""
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as opened:
+        yield opened
+
+
+class AuthClient:
+    """What every service asks of the auth service."""
+
+    def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
+        self._stub = auth_pb2_grpc.AuthServiceStub(opened)
+        self._tokens = tokens
+
+    async def keys(self) -> Iterable[Mapping[str, str]]:
+        """The public signing keys as JSON Web Keys. Raises grpc.aio.AioRpcError when auth is away."""
+        response = await self._stub.GetJwks(auth_pb2.GetJwksRequest(), timeout=CALL_TIMEOUT)
+        return [
+            {field.name: value for field, value in key.ListFields() if isinstance(value, str)} for key in response.keys
+        ]
+
+    async def revoked_since(self, since: Timestamp | None) -> tuple[list[UUID], Timestamp]:
+        """Sign-ins ended since, and the moment to ask from next. Raises grpc.aio.AioRpcError when auth is away."""
+        response = await self._stub.ListRevokedSignIns(
+            auth_pb2.ListRevokedSignInsRequest(since=since),
+            timeout=CALL_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
+        return [UUID(one) for one in response.sign_in_ids], response.next_since
+
+
+@asynccontextmanager
+async def watch_revocations(auth: AuthClient, revocations: Revocations) -> AsyncIterator[None]:
+    """Keeps `revocations` up to date for as long as the block runs; what is known stays known while auth is away."""
+
+    async def watch() -> None:
+        since: Timestamp | None = None
+        failing = False
+        while True:
+            try:
+                ended, since = await auth.revoked_since(since)
+                revocations.add(ended)
+                failing = False
+            except grpc.aio.AioRpcError as error:
+                REVOCATION_ERRORS.inc()
+                if not failing:
+                    logger().warning("cannot learn which sign-ins were ended", code=error.code().name)
+                failing = True
+            await asyncio.sleep(REVOCATION_INTERVAL)
+
+    async with AsyncExitStack() as stack:
+        task = asyncio.create_task(watch(), name="watch revocations")
+
+        async def stop() -> None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+        stack.push_async_callback(stop)
+        yield

@@ -1,0 +1,122 @@
+"""Owns a process's server: starts services on their addresses with the contract around them, drains on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import grpc
+import psycopg
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from runtime import contract
+from runtime.config import Config, ConfigError, from_environment
+from runtime.identity import Revocations, ServiceTokens, Verifier
+from runtime.interceptors import ContractInterceptor
+from runtime.keys import mesh_secret
+from runtime.limits import RateLimiter
+from runtime.mesh import AuthClient, channel, watch_revocations
+from runtime.migrations import migrate
+from runtime.telemetry import log_to_stderr, logger, serve_metrics
+
+# The edge refuses bodies over 8 MiB with 413 before a message of this size is reached.
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+
+DATABASE_INTERVAL: Final = 0.5
+
+Service = Callable[[Config, grpc.aio.Server], AbstractAsyncContextManager[None]]
+"""A service: given the settings and a server it adds itself, for as long as its block runs."""
+
+
+@asynccontextmanager
+async def serving(config: Config, services: Mapping[str, Service]) -> AsyncIterator[grpc.aio.Server]:
+    """Serves `services` (by their names in Config) for as long as the block runs, then drains.
+
+    Raises runtime.contract.ContractError when an rpc has no policy, RuntimeError when an address is taken.
+    """
+    policies = contract.policies()
+    for name in services:
+        await _migrated(config, name)
+    async with AsyncExitStack() as stack:
+        secret = mesh_secret(config.keys)
+        auth_channel = await stack.enter_async_context(channel(config.auth_address))
+        auth = AuthClient(auth_channel, ServiceTokens(secret, "+".join(services)))
+        revocations = Revocations()
+        verifier = Verifier(fetch_keys=auth.keys, mesh_secret=secret, revocations=revocations)
+        limiter = RateLimiter(config.redis_url) if config.limits_on else None
+        if limiter is not None:
+            stack.push_async_callback(limiter.close)
+        server = grpc.aio.server(
+            interceptors=[
+                ContractInterceptor(policies, verifier=verifier, limiter=limiter, call_timeout=config.call_timeout)
+            ],
+            options=(
+                ("grpc.so_reuseport", 1),
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+            ),
+        )
+        checks = _add_infrastructure(server)
+        for service in services.values():
+            await stack.enter_async_context(service(config, server))
+        for address in dict.fromkeys(config.address(name) for name in services):
+            server.add_insecure_port(address)
+        await server.start()
+        stack.push_async_callback(_drain, server, checks, config.drain_timeout)
+        await stack.enter_async_context(watch_revocations(auth, revocations))
+        for name in ("", *(one.full_name for one in contract.services())):
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        yield server
+
+
+def main(services: Mapping[str, Service]) -> None:
+    """Runs `services` until SIGTERM or SIGINT; exits with a sentence when a setting is wrong."""
+    try:
+        config = from_environment()
+    except ConfigError as error:
+        raise SystemExit(f"satchel: {error}") from None
+    log_to_stderr("+".join(services), config.log_level)
+    uvloop.run(_until_signal(config, services))
+
+
+async def _until_signal(config: Config, services: Mapping[str, Service]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serve_metrics(config.metrics_address)
+    async with serving(config, services):
+        logger().info("serving", addresses={name: config.address(name) for name in services})
+        await stop.wait()
+        logger().info("draining")
+
+
+async def _migrated(config: Config, service: str) -> None:
+    """Waits until the service's schema is what its code needs, for as long as the database is away."""
+    while True:
+        try:
+            return await asyncio.to_thread(migrate, config.database_url, service)
+        except psycopg.OperationalError as error:
+            logger().warning("waiting for the database", error=str(error))
+            await asyncio.sleep(DATABASE_INTERVAL)
+
+
+async def _drain(server: grpc.aio.Server, checks: health.aio.HealthServicer, grace: float) -> None:
+    """Tells probes first, so that no new call is sent here, then lets the calls in flight finish."""
+    await checks.enter_graceful_shutdown()
+    await server.stop(grace)
+
+
+def _add_infrastructure(server: grpc.aio.Server) -> health.aio.HealthServicer:
+    """Health checks, and a reflection that knows every service of the mesh, so that one process can answer for all."""
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    names: Sequence[str] = [service.full_name for service in contract.services()]
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    return checks

@@ -1,0 +1,68 @@
+"""Owns what a process tells about itself: JSON log lines and Prometheus metrics."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Final
+
+import orjson
+import structlog
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+RPC_SECONDS: Final = Histogram(
+    "rpc_server_duration_seconds",
+    "Time from a call's arrival to its answer.",
+    ["rpc_service", "rpc_method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15),
+)
+RPC_ANSWERS: Final = Counter(
+    "rpc_server_responses", "Answers by gRPC status.", ["rpc_service", "rpc_method", "rpc_grpc_status_code"]
+)
+RPC_ACTIVE: Final = Gauge("rpc_server_active_requests", "Calls in progress.", ["rpc_service", "rpc_method"])
+LIMITS_LOCAL: Final = Counter(
+    "rate_limit_local_decisions", "Rate limits decided from this process's own counts because Redis was away."
+)
+REVOCATION_ERRORS: Final = Counter("revocation_refresh_errors", "Failed attempts to learn which sign-ins were ended.")
+
+
+def log_to_stderr(service: str, level: str) -> None:
+    """One JSON object a line on stderr, for our own lines and those of libraries."""
+    structlog.configure(
+        cache_logger_on_first_use=True,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ],
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    logging.basicConfig(level=level.upper(), handlers=[_ToStructlog()], force=True)
+
+
+def logger() -> structlog.typing.FilteringBoundLogger:
+    """The logger; call it in a function or keep the result, both are cheap."""
+    log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return log
+
+
+def serve_metrics(address: str) -> None:
+    """Serves this process's metrics at http://`address`/metrics from a thread; nothing when the address is empty."""
+    if address:
+        host, _, port = address.rpartition(":")
+        start_http_server(int(port), host)
+
+
+def _dumps(event: dict[str, Any], **_: Any) -> bytes:
+    return orjson.dumps(event, default=str)
+
+
+class _ToStructlog(logging.Handler):
+    """Hands the lines of libraries to structlog, so that a process writes one format."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger().log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info or None)
