@@ -1,0 +1,30 @@
+"""Owns how the auth service is put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+
+import grpc
+from satchel.auth.v1 import auth_pb2_grpc
+
+from runtime.clock import utc_now
+from runtime.config import Config
+from runtime.database import database
+from runtime.keys import signing_keys
+from services.auth.domain import Accounts
+from services.auth.passwords import Passwords
+from services.auth.servicer import AuthServicer
+from services.auth.store import AuthStore
+from services.auth.tokens import AccessTokens
+
+
+@asynccontextmanager
+async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
+    """Adds the auth service to `server` for as long as the block runs."""
+    async with database(config.database_url, connections=config.database_connections, name="auth") as db:
+        with closing(Passwords()) as passwords:
+            access_tokens = AccessTokens(signing_keys(config.keys))
+            accounts = Accounts(AuthStore(db), passwords, access_tokens, admin_email=config.admin_email, now=utc_now)
+            auth_pb2_grpc.add_AuthServiceServicer_to_server(AuthServicer(accounts, access_tokens), server)
+            yield

@@ -1,0 +1,82 @@
+"""Owns passwords: which ones are taken, and argon2id off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Final, TypeVar
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.profiles import RFC_9106_LOW_MEMORY
+
+from runtime.errors import Failure, Reason, Violation
+
+MIN_CHARS: Final = 8
+MAX_CHARS: Final = 128
+
+T = TypeVar("T")
+
+
+def check_password(password: str) -> None:
+    """Raises Failure(FIELD_INVALID) for a password that is too short, too long, or among the first to be guessed."""
+    if not password:
+        raise Failure(Reason.FIELD_MISSING, "password: is required", violations=[Violation("password", "REQUIRED")])
+    if len(password) < MIN_CHARS:
+        raise _refused("TOO_SHORT", f"must have at least {MIN_CHARS} characters")
+    if len(password) > MAX_CHARS:
+        raise _refused("TOO_LONG", f"must have at most {MAX_CHARS} characters")
+    if len(set(password)) == 1 or password.lower() in _commonest():
+        raise _refused("TOO_COMMON", "is among the passwords that are guessed first; choose another")
+
+
+class Passwords:
+    """Hashes and verifies with argon2id (RFC 9106, second recommended option), as many at once as there are cores."""
+
+    def __init__(self) -> None:
+        self._hasher = PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="argon2")
+        self._nobody = ""
+
+    async def hash(self, password: str) -> str:
+        """The encoded hash of `password`."""
+        return await self._run(self._hasher.hash, _bytes(password))
+
+    async def verify(self, password_hash: str | None, password: str) -> bool:
+        """Whether `password` is the one that was hashed; takes as long when there is no hash, and is then False."""
+        if not self._nobody:
+            self._nobody = await self.hash("nobody's password")
+        matches = await self._run(self._matches, password_hash or self._nobody, _bytes(password))
+        return matches and password_hash is not None
+
+    def close(self) -> None:
+        """Waits for the hashes in progress."""
+        self._threads.shutdown()
+
+    def _matches(self, password_hash: str, password: bytes) -> bool:
+        try:
+            return self._hasher.verify(password_hash, password)
+        except (VerificationError, InvalidHashError):
+            return False
+
+    async def _run(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def _bytes(password: str) -> bytes:
+    return password.encode("utf-8", "surrogatepass")
+
+
+def _refused(reason: str, why: str) -> Failure:
+    return Failure(Reason.FIELD_INVALID, f"password: {why}", violations=[Violation("password", reason)])
+
+
+@cache
+def _commonest() -> frozenset[str]:
+    """Some 30,000 passwords known from breaches, commonest first: the list that zxcvbn ships."""
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+    return frozenset(FREQUENCY_LISTS["passwords"])
