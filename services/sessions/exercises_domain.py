@@ -1,0 +1,156 @@
+"""Owns exercise sessions: what counts as one, and how many points it is worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID, uuid4
+
+from runtime.call import IdempotencyKey, Principal
+from runtime.clock import format_time, parse_time, plausible
+from runtime.errors import Failure, Reason, invalid
+from services.sessions import paging
+from services.sessions.records_domain import Draft, Key, Outcome, Resolution, merge
+from services.sessions.schemas import Schemas, encode
+
+if TYPE_CHECKING:
+    from services.sessions.records_store import RecordStore
+
+
+DOMAIN: Final = "exercise"
+CATALOGUE: Final = Path(__file__).parent / "exercises.json"
+_CREATE: Final = "exercise_sessions.create"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExerciseSession:
+    """A stored session."""
+
+    id: str
+    exercise_id: str
+    start_time: datetime
+    duration: int
+    """Seconds."""
+    repetition_count: int
+    is_completed: bool
+    points_awarded: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A stretch of a list."""
+
+    sessions: list[ExerciseSession]
+    next_token: str
+    """Empty on the last page."""
+
+
+class Catalogue:
+    """How hard each exercise is, in met points."""
+
+    def __init__(self, file: Path = CATALOGUE) -> None:
+        content = json.loads(file.read_bytes())
+        self._met_points: dict[str, int] = content["met_points"]
+        self._default: int = content["default_met_points"]
+
+    def met_points(self, exercise_id: str) -> int:
+        """The exercise's met points; for one that is not in the catalogue the default."""
+        return self._met_points.get(exercise_id, self._default)
+
+
+def points(met_points: int, *, duration: int, repetitions: int, completed: bool) -> int:
+    """0 when not completed, else max(1, floor(m * (d + 20 r) / 50)), in integers; `duration` in seconds.
+
+    Source: API.md, sessions, POST /sessions: bird-dog (10) for 60 s with 10 repetitions is 52.
+    """
+    return max(1, met_points * (duration + 20 * repetitions) // 50) if completed else 0
+
+
+class ExerciseSessions:
+    """Exercise sessions as typed views on records of domain `exercise`."""
+
+    def __init__(
+        self, store: RecordStore, schemas: Schemas, catalogue: Catalogue, *, now: Callable[[], datetime]
+    ) -> None:
+        self._store = store
+        self._schemas = schemas
+        self._catalogue = catalogue
+        self._now = now
+
+    async def create(
+        self, caller: Principal, id: str, data: dict[str, Any], key: IdempotencyKey | None
+    ) -> ExerciseSession:
+        """Stores a session under `id`, or under a new id when it is empty.
+
+        Raises Failure: FIELD_MISSING, FIELD_INVALID, IDEMPOTENCY_CONFLICT when the id is taken by other content.
+        """
+        now = self._now()
+        draft = self._draft(_parse_id(id) if id else str(uuid4()), data, now)
+        async with self._store.feed(caller.user_id, [draft.key], rpc=_CREATE, idempotency=key, now=now) as feed:
+            if feed.answer is not None:
+                return _session(feed.answer["id"], feed.answer["data"])
+            merged = merge(feed.known, feed.position, [draft], Resolution.SERVER_WINS)
+            if merged.outcomes[0] is Outcome.CONFLICT:
+                raise Failure(Reason.IDEMPOTENCY_CONFLICT, "id: another session has this id")
+            await feed.write(merged.writes, merged.position, now)
+            await feed.keep(_CREATE, key, {"id": draft.key.id, "data": draft.data}, now)
+        return _session(draft.key.id, draft.data)
+
+    async def get(self, caller: Principal, id: str) -> ExerciseSession:
+        """One of the caller's sessions. Raises Failure: FIELD_INVALID, FORBIDDEN, SESSION_NOT_FOUND."""
+        canonical = _parse_id(id)
+        record = await self._store.record(caller.user_id, Key(DOMAIN, canonical))
+        if record is not None and not record.deleted:
+            return _session(canonical, record.data)
+        if record is None and await self._store.exercise_exists(canonical):
+            raise Failure(Reason.FORBIDDEN, "This session belongs to somebody else.")
+        raise Failure(Reason.SESSION_NOT_FOUND)
+
+    async def page(self, caller: Principal, exercise_id: str, size: int, token: str) -> Page:
+        """The caller's sessions, newest first; empty `exercise_id`: of all exercises. Raises Failure(FIELD_INVALID)."""
+        limit, before = paging.page_size(size), paging.decode_token(token)
+        if "\x00" in exercise_id:
+            raise invalid("exercise_id", "holds text that cannot be stored", "INVALID_FORMAT")
+        found = await self._store.page(
+            caller.user_id, DOMAIN, limit=limit + 1, exercise_id=exercise_id or None, before=before
+        )
+        return Page(
+            sessions=[_session(record.key.id, record.data) for record in found[:limit]],
+            next_token=paging.next_token(found, limit),
+        )
+
+    def _draft(self, id: str, data: dict[str, Any], now: datetime) -> Draft:
+        self._schemas.check(DOMAIN, data)
+        start = plausible("start_time", parse_time("start_time", data["start_time"]), now)
+        stored = {
+            **data,
+            "start_time": format_time(start),
+            "points_awarded": points(
+                self._catalogue.met_points(data["exercise_id"]),
+                duration=data["duration"],
+                repetitions=data["repetition_count"],
+                completed=data["is_completed"],
+            ),
+        }
+        return Draft(key=Key(DOMAIN, id), data=stored, raw=encode(stored), happen_time=start)
+
+
+def _parse_id(id: str) -> str:
+    try:
+        return str(UUID(id))
+    except ValueError:
+        raise invalid("id", "must be a UUID", "INVALID_FORMAT") from None
+
+
+def _session(id: str, data: dict[str, Any]) -> ExerciseSession:
+    fields = {name: data[name] for name in ("exercise_id", "duration", "repetition_count", "is_completed")}
+    return ExerciseSession(
+        id=id,
+        start_time=parse_time("start_time", data["start_time"]),
+        points_awarded=data["points_awarded"],
+        **fields,
+    )

@@ -1,0 +1,255 @@
+"""Owns the tables of the record engine and every query on them; a batch is one statement, whatever its size."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import date, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.types.json import Jsonb
+from sqlalchemy import bindparam
+from sqlalchemy.dialects import postgresql
+
+from runtime.call import IdempotencyKey
+from runtime.database import Connection, Database, Row
+from runtime.errors import Failure, Reason
+from services.sessions.records_domain import Key, Known, Record, Write
+
+KEY_LIFETIME: Final = timedelta(hours=24)
+
+_schema: Final = sa.MetaData(schema="sessions")
+_time: Final = sa.DateTime(timezone=True)
+records: Final = sa.Table(
+    "records",
+    _schema,
+    sa.Column("user_id", sa.Uuid, primary_key=True),
+    sa.Column("domain", sa.Text, primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer),
+    sa.Column("position", sa.BigInteger),
+    sa.Column("deleted", sa.Boolean),
+    sa.Column("data", postgresql.JSONB),
+    sa.Column("happen_time", _time),
+    sa.Column("create_time", _time),
+    sa.Column("update_time", _time),
+)
+
+# The hot statements, straight on psycopg: %b sends a parameter in binary.
+_CREATE_FEED: Final = "INSERT INTO sessions.feeds (user_id, position) VALUES (%b, 0) ON CONFLICT DO NOTHING"
+# The row's lock puts the user's writers in a line. What is read after it, is read after the one before committed.
+_LOCK_FEED: Final = "SELECT position FROM sessions.feeds WHERE user_id = %b FOR UPDATE"
+_ANSWER: Final = """
+    SELECT digest, answer FROM sessions.idempotency_keys
+    WHERE user_id = %b AND rpc = %b AND key = %b AND create_time > %b"""
+_KNOWN: Final = """
+    SELECT records.domain, records.id, version, deleted, data
+    FROM unnest(%b::text[], %b::text[]) AS wanted (domain, id)
+    JOIN sessions.records ON records.user_id = %b AND records.domain = wanted.domain AND records.id = wanted.id"""
+WRITE: Final = """
+    INSERT INTO sessions.records AS known (
+        user_id, domain, id, version, position, deleted, data, happen_time, create_time, update_time)
+    SELECT %b::uuid, domain, id, version, position, deleted, data::jsonb, happen_time, %b::timestamptz, %b::timestamptz
+    FROM unnest(%b::text[], %b::text[], %b::int4[], %b::int8[], %b::bool[], %b::text[], %b::timestamptz[])
+        AS new (domain, id, version, position, deleted, data, happen_time)
+    ON CONFLICT (user_id, domain, id) DO UPDATE SET
+        version = excluded.version, position = excluded.position, deleted = excluded.deleted, data = excluded.data,
+        happen_time = excluded.happen_time, update_time = excluded.update_time"""
+_ADVANCE_FEED: Final = "UPDATE sessions.feeds SET position = %b WHERE user_id = %b"
+_KEEP_ANSWER: Final = """
+    INSERT INTO sessions.idempotency_keys (user_id, rpc, key, digest, answer, create_time)
+    VALUES (%b, %b, %b, %b, %b, %b)
+    ON CONFLICT (user_id, rpc, key) DO UPDATE SET
+        digest = excluded.digest, answer = excluded.answer, create_time = excluded.create_time"""
+
+_own: Final = sa.and_(records.c.user_id == bindparam("user_id"), records.c.domain == bindparam("domain"))
+_live: Final = records.c.deleted.is_(sa.false())
+_RECORD: Final = tuple(
+    records.c[name] for name in ("domain", "id", "version", "position", "deleted", "data", "happen_time", "update_time")
+)
+_ONE: Final = sa.select(*_RECORD).where(_own, records.c.id == bindparam("id"))
+_TAKEN: Final = (
+    sa.select(sa.literal(1))
+    .where(records.c.domain == sa.literal_column("'exercise'"), records.c.id == bindparam("id"))
+    .limit(1)
+)
+_PAGE: Final = (
+    sa.select(*_RECORD)
+    .where(
+        _own,
+        _live,
+        records.c.happen_time
+        >= sa.func.coalesce(bindparam("since", type_=_time), sa.literal_column("'-infinity'::timestamptz")),
+        sa.or_(
+            bindparam("exercise_id", type_=sa.Text).is_(None),
+            records.c.data["exercise_id"].astext == bindparam("exercise_id", type_=sa.Text),
+        ),
+        sa.tuple_(records.c.happen_time, records.c.id)
+        < sa.tuple_(
+            sa.func.coalesce(bindparam("before_time", type_=_time), sa.literal_column("'infinity'::timestamptz")),
+            sa.func.coalesce(bindparam("before_id", type_=sa.Text), sa.literal_column("''")),
+        ),
+    )
+    .order_by(records.c.happen_time.desc(), records.c.id.desc())
+    .limit(bindparam("limit", type_=sa.Integer))
+)
+_COUNT: Final = sa.select(sa.func.count().label("total")).where(_own, _live)
+
+
+class Feed:
+    """A user's feed inside a transaction that holds its lock."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        user_id: UUID,
+        *,
+        position: int,
+        known: Mapping[Key, Known],
+        answer: Any,
+    ) -> None:
+        self._connection = connection
+        self._user_id = user_id
+        self.position: Final = position
+        """The last position taken; 0 for a feed that is empty."""
+        self.known: Final = known
+        """What is stored under the keys that were asked for."""
+        self.answer: Final = answer
+        """What the call with this idempotency key was answered before; None: it is new."""
+
+    async def count_by_day(self, domain: str, days: Sequence[date]) -> dict[date, int]:
+        """How many records of `domain`, deleted ones too, took place on each of these days in UTC."""
+        cursor = await self._connection.execute(
+            """
+            SELECT day, count(records.id) AS total
+            FROM unnest(%s::date[]) AS day
+            JOIN sessions.records ON user_id = %s AND domain = %s
+                AND happen_time >= day::timestamp AT TIME ZONE 'UTC'
+                AND happen_time < (day + 1)::timestamp AT TIME ZONE 'UTC'
+            GROUP BY day""",
+            [list(days), self._user_id, domain],
+        )
+        return {row["day"]: row["total"] for row in await cursor.fetchall()}
+
+    async def write(self, writes: Sequence[Write], position: int, now: datetime) -> None:
+        """Stores what a batch came to and advances the feed to `position`."""
+        if not writes:
+            return
+        keys, versions, positions, deleted, raws, times = zip(*writes, strict=True)
+        domains, ids = zip(*keys, strict=True)
+        columns = [list(column) for column in (domains, ids, versions, positions, deleted, raws, times)]
+        async with self._connection.pipeline():
+            await self._connection.execute(WRITE, [self._user_id, now, now, *columns], prepare=True)
+            await self._connection.execute(_ADVANCE_FEED, [position, self._user_id], prepare=True)
+
+    async def keep(self, rpc: str, key: IdempotencyKey | None, answer: Any, now: datetime) -> None:
+        """Keeps what the call was answered for repeats with the same key; nothing for a call without one."""
+        if key is not None:
+            values = [self._user_id, rpc, key.key, key.digest, Jsonb(answer), now]
+            await self._connection.execute(_KEEP_ANSWER, values, prepare=True)
+
+
+class RecordStore:
+    """Records in PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def feed(
+        self,
+        user_id: UUID,
+        keys: Sequence[Key],
+        *,
+        rpc: str,
+        idempotency: IdempotencyKey | None,
+        now: datetime,
+    ) -> AsyncIterator[Feed]:
+        """The user's feed, locked, with what is known under `keys`, for as long as the block runs.
+
+        Raises Failure(IDEMPOTENCY_CONFLICT) when the key was used for another request of `rpc` in the last 24 hours.
+        """
+        async with self._database.transaction() as transaction:
+            connection = transaction.connection
+            answered: psycopg.AsyncCursor[Any] | None = None
+            async with connection.pipeline():
+                await connection.execute(_CREATE_FEED, [user_id], prepare=True)
+                locked = await connection.execute(_LOCK_FEED, [user_id], prepare=True)
+                if idempotency is not None:
+                    values = [user_id, rpc, idempotency.key, now - KEY_LIFETIME]
+                    answered = await connection.execute(_ANSWER, values, prepare=True)
+                wanted = [[key.domain for key in keys], [key.id for key in keys], user_id]
+                found = await connection.execute(_KNOWN, wanted, prepare=True)
+            row = await locked.fetchone()
+            if row is None:
+                raise LookupError("the feed that was just created is gone")
+            before = await answered.fetchone() if answered else None
+            if before and idempotency and before["digest"] != idempotency.digest:
+                raise Failure(Reason.IDEMPOTENCY_CONFLICT)
+            known = {
+                Key(one["domain"], one["id"]): Known(one["version"], one["deleted"], one["data"])
+                for one in await found.fetchall()
+            }
+            yield Feed(
+                connection,
+                user_id,
+                position=row["position"],
+                known=known,
+                answer=before["answer"] if before else None,
+            )
+
+    async def record(self, user_id: UUID, key: Key) -> Record | None:
+        """One of the user's records, tombstones included; None when there is none."""
+        async with self._database.transaction() as transaction:
+            row = await transaction.one(_ONE, user_id=user_id, domain=key.domain, id=key.id)
+        return _record(row) if row else None
+
+    async def exercise_exists(self, id: str) -> bool:
+        """Whether anybody has an exercise session with this id."""
+        async with self._database.transaction() as transaction:
+            return await transaction.one(_TAKEN, id=id) is not None
+
+    async def page(
+        self,
+        user_id: UUID,
+        domain: str,
+        *,
+        limit: int,
+        since: datetime | None = None,
+        exercise_id: str | None = None,
+        before: tuple[datetime, str] | None = None,
+    ) -> list[Record]:
+        """Live records of a domain, newest first, from `since` on, below `before` (the last one of a page)."""
+        async with self._database.transaction() as transaction:
+            rows = await transaction.all(
+                _PAGE,
+                user_id=user_id,
+                domain=domain,
+                limit=limit,
+                since=since,
+                exercise_id=exercise_id,
+                before_time=before[0] if before else None,
+                before_id=before[1] if before else None,
+            )
+        return [_record(row) for row in rows]
+
+    async def count(self, user_id: UUID, domain: str) -> int:
+        """How many live records of a domain the user has."""
+        async with self._database.transaction() as transaction:
+            row = await transaction.one(_COUNT, user_id=user_id, domain=domain)
+        return int(row["total"]) if row else 0
+
+
+def _record(row: Row) -> Record:
+    return Record(
+        key=Key(row["domain"], row["id"]),
+        version=row["version"],
+        position=row["position"],
+        deleted=row["deleted"],
+        data=row["data"],
+        happen_time=row["happen_time"],
+        update_time=row["update_time"],
+    )

@@ -1,0 +1,125 @@
+"""Owns what the data of each domain must look like: one JSON Schema file a domain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema_rs
+import orjson
+
+from runtime.errors import Failure, Reason, Violation, invalid, missing
+
+DIRECTORY: Final = Path(__file__).parent / "schemas"
+# A record is read, sent and compared whole; what is larger belongs into an upload.
+MAX_RECORD_BYTES: Final = 256 * 1024
+# The edge's JSON printer gives up at 100 levels, and the record is itself some levels down in an answer.
+MAX_DEPTH: Final = 32
+
+_REASONS: Final = {
+    "type": "INVALID_TYPE",
+    "minimum": "OUT_OF_RANGE",
+    "maximum": "OUT_OF_RANGE",
+    "maxLength": "TOO_LONG",
+    "minLength": "REQUIRED",
+    "const": "UNKNOWN_VALUE",
+    "enum": "UNKNOWN_VALUE",
+}
+
+
+class Schemas:
+    """The domains of this server, each with its validator."""
+
+    def __init__(self, directory: Path = DIRECTORY) -> None:
+        """Reads every *.json of `directory`; the file's name is the domain's."""
+        documents = {file.stem: json.loads(file.read_bytes()) for file in sorted(directory.glob("*.json"))}
+        registry = jsonschema_rs.Registry([(one["$id"], one) for one in documents.values()])
+        self._validators = {
+            domain: jsonschema_rs.validator_for(one, registry=registry, mask="the value")
+            for domain, one in documents.items()
+        }
+
+    def __contains__(self, domain: str) -> bool:
+        return domain in self._validators
+
+    def check(self, domain: str, data: dict[str, Any]) -> None:
+        """Raises Failure(FIELD_MISSING or FIELD_INVALID) naming the first field that does not fit the domain."""
+        validator = self._validators[domain]
+        if validator.is_valid(data):
+            return
+        error = next(iter(validator.iter_errors(data)))
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)[1:]
+        kind = error.kind.name
+        if kind == "required":
+            name = error.kind.as_dict()["property"]
+            raise missing(f"{path}.{name}" if path else name)
+        if kind == "minLength":
+            raise missing(path)
+        why = error.message.removeprefix("the value ").replace('"', "'")
+        raise invalid(path, why, _REASONS.get(kind, "INVALID_FORMAT"))
+
+
+def encode(data: dict[str, Any]) -> str:
+    """`data` as the JSON text that is stored.
+
+    Raises Failure: TOO_LARGE over 256 KiB, FIELD_INVALID for text that PostgreSQL cannot hold or nesting over 32.
+    """
+    try:
+        raw = orjson.dumps(data)
+    except (TypeError, ValueError):  # orjson raises one of these for lone surrogates and numbers over 64 bits
+        raise _unstorable(data) from None
+    if len(raw) > MAX_RECORD_BYTES:
+        largest = max(data, key=lambda name: len(orjson.dumps(data[name])))
+        raise Failure(
+            Reason.FIELD_INVALID,
+            f"{largest}: makes the item larger than {MAX_RECORD_BYTES // 1024} KiB",
+            violations=[Violation(largest, "TOO_LARGE")],
+        )
+    if b"\\u0000" in raw and _holds_nul(data):
+        raise _unstorable(data)
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+        for name, value in data.items():
+            if _depth(value) > MAX_DEPTH - 1:
+                raise invalid(name, f"is nested deeper than {MAX_DEPTH} levels", "TOO_DEEP")
+    return raw.decode()
+
+
+def _unstorable(data: dict[str, Any]) -> Failure:
+    for name, value in data.items():
+        try:
+            if not _holds_nul(value):
+                orjson.dumps(value)
+                continue
+        except (TypeError, ValueError):
+            pass
+        return invalid(name, "holds text or a number that cannot be stored", "INVALID_FORMAT")
+    return invalid("", "holds text or a number that cannot be stored", "INVALID_FORMAT")
+
+
+def _holds_nul(value: Any) -> bool:
+    """Whether a string inside holds U+0000, which jsonb refuses."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            if "\x00" in one:
+                return True
+        elif isinstance(one, dict):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+    return False
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        level = [
+            child
+            for one in level
+            if isinstance(one, dict | list)
+            for child in (one.values() if isinstance(one, dict) else one)
+        ]
+        depth += 1
+    return depth - 1
