@@ -1,0 +1,9 @@
+"""Runs every service in one process: `python -m services`."""
+
+from runtime.server import main
+from services.auth.app import service as auth
+from services.health.app import service as health
+from services.sessions.app import service as sessions
+from services.uploads.app import service as uploads
+
+main({"auth": auth, "sessions": sessions, "uploads": uploads, "health": health})

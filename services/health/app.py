@@ -1,0 +1,58 @@
+"""Owns how the health service is put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis.asyncio import Redis
+from satchel.health.v1 import health_pb2_grpc as satchel_health_pb2_grpc
+
+from runtime.config import SERVICES, Config
+from runtime.database import database
+from runtime.mesh import channel
+from services.health.domain import PROBE_TIMEOUT, Mesh, Part
+from services.health.servicer import HealthServicer
+
+
+@asynccontextmanager
+async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
+    """Adds the health service to `server` for as long as the block runs."""
+    async with AsyncExitStack() as stack:
+        parts = [
+            Part(
+                name=name,
+                needed=True,
+                probe=_grpc_probe(await stack.enter_async_context(channel(config.address(name)))),
+            )
+            for name in SERVICES
+        ]
+        db = await stack.enter_async_context(database(config.database_url, connections=2, name="health"))
+        parts.append(Part(name="postgres", needed=True, probe=db.ping))
+        redis = Redis.from_url(config.redis_url) if config.redis_url else None
+        if redis is not None:
+            stack.push_async_callback(redis.aclose)
+        parts.append(Part(name="redis", needed=False, probe=_redis_probe(redis) if redis else None))
+        satchel_health_pb2_grpc.add_HealthServiceServicer_to_server(HealthServicer(Mesh(parts)), server)
+        yield
+
+
+def _grpc_probe(channel: grpc.aio.Channel) -> Callable[[], Awaitable[None]]:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+
+    async def probe() -> None:
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT)
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise ConnectionError("the service is draining")
+
+    return probe
+
+
+def _redis_probe(redis: Redis) -> Callable[[], Awaitable[None]]:
+    async def probe() -> None:
+        await redis.ping()
+
+    return probe
