@@ -1,0 +1,113 @@
+"""The embedded stack as parts: storage, services and edge, each knowing the others' addresses."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.edge import ADMIN_SOCKET, envoy_part
+from deploy.envoy.edge import bootstrap
+from deploy.parts import ROOT, Part
+from deploy.postgres import postgres_part
+from deploy.redis import redis_part
+from deploy.settings import Settings
+from deploy.sockets import free_ports, socket_directory
+
+SERVICES = ("auth", "sessions", "uploads", "health")
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Builds the parts, in the order they start in: an address is known before the part that is told it."""
+
+    settings: Settings
+    # What every service finds in its environment.
+    environment: dict[str, str] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, settings: Settings) -> "Stack":
+        numbers = free_ports(len(SERVICES) * (1 + settings.workers))
+        workers = [f"{name}-{n}" for name in SERVICES for n in range(1, settings.workers + 1)]
+        ports = dict(zip((*SERVICES, *workers), numbers, strict=True))
+        addresses = {f"SATCHEL_{name.upper()}_ADDRESS": f"{LOOPBACK}:{ports[name]}" for name in SERVICES}
+        environment = {
+            **os.environ,
+            **addresses,
+            "SATCHEL_HOME": str(settings.home),
+            "SATCHEL_PORT": str(settings.port),
+            "PYTHONUNBUFFERED": "1",
+        }
+        return cls(settings, environment, ports)
+
+    @property
+    def run(self) -> Path:
+        """Socket files, pid files and written configuration: nothing that outlives a run."""
+        return self.settings.home / "run"
+
+    def log(self, name: str) -> Path:
+        return self.settings.home / "logs" / f"{name}.log"
+
+    def pid_file(self, name: str) -> Path:
+        return self.run / f"{name}.pid"
+
+    def storage(self) -> list[Part]:
+        """PostgreSQL and Redis, as far as no external one is named. The services learn where they are."""
+        parts = []
+        if not self.settings.database_url:
+            postgres = postgres_part(
+                self.settings.home / "postgres", log=self.log("postgres"), pid_file=self.pid_file("postgres")
+            )
+            self.environment["SATCHEL_DATABASE_URL"] = postgres.url
+            parts.append(postgres)
+        if not self.settings.redis_url:
+            redis = redis_part(self.run, log=self.log("redis"), pid_file=self.pid_file("redis"))
+            if redis:
+                self.environment["SATCHEL_REDIS_URL"] = redis.url
+                parts.append(redis)
+        return parts
+
+    def migration(self) -> Part:
+        """Brings every schema to its newest version, and ends."""
+        return self._module("services.migrate", "migrate")
+
+    def services(self) -> list[Part]:
+        """Every service, as many processes of each as asked for, on one address per service."""
+        parts = []
+        for service in SERVICES:
+            for number in range(1, self.settings.workers + 1):
+                metrics = f"{LOOPBACK}:{self.ports[f'{service}-{number}']}"
+                name = f"{service}-{number}" if self.settings.workers > 1 else service
+                address = f"{LOOPBACK}:{self.ports[service]}"
+                parts.append(
+                    self._module(f"services.{service}", name, url=address, SATCHEL_METRICS_ADDRESS=metrics)
+                )
+        return parts
+
+    def edge(self) -> Part:
+        """Envoy, in front of the services."""
+        admin = socket_directory(self.run, ADMIN_SOCKET) / ADMIN_SOCKET
+        return envoy_part(
+            bootstrap(
+                listen=(self.settings.bind, self.settings.port),
+                admin_path=str(admin),
+                services={name: (LOOPBACK, self.ports[name]) for name in SERVICES},
+                descriptor_set=ROOT / "gen" / "satchel.pb",
+            ),
+            config=self.run / "envoy.json",
+            admin=admin,
+            url=self.settings.public_url,
+            log=self.log("envoy"),
+            pid_file=self.pid_file("envoy"),
+        )
+
+    def _module(self, module: str, name: str, *, url: str = "", **extra: str) -> Part:
+        return Part(
+            name=name,
+            command=[sys.executable, "-m", module],
+            log=self.log(name),
+            url=url,
+            env={**self.environment, **extra},
+            pid_file=self.pid_file(name),
+        )
