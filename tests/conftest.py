@@ -1,0 +1,186 @@
+"""The mesh as production starts it: real PostgreSQL, Redis, Envoy and services, on free ports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from psycopg import sql
+
+from deploy.edge import envoy_part
+from deploy.envoy.edge import bootstrap
+from deploy.parts import ROOT, running
+from deploy.postgres import postgres
+from deploy.redis import redis
+from deploy.sockets import free_ports
+from runtime.config import SERVICES, Config
+from runtime.migrations import migrate
+from runtime.server import serving
+from runtime.telemetry import log_to_stderr
+from services.auth.app import service as auth
+from services.health.app import service as health
+from services.sessions.app import service as sessions
+from services.uploads.app import service as uploads
+from tests.factories import Phone
+
+ALL = {"auth": auth, "sessions": sessions, "uploads": uploads, "health": health}
+TEMPLATE = "satchel_template"
+
+settings.register_profile(
+    "wire", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("wire")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Every service in this process, and the settings they run under."""
+
+    config: Config
+
+    def address(self, service: str) -> str:
+        return self.config.address(service)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A mesh behind Envoy."""
+
+    mesh: Mesh
+    url: str
+    port: int
+    http: httpx.AsyncClient
+    log: Path
+
+    @property
+    def target(self) -> str:
+        """Where gRPC callers connect."""
+        return f"127.0.0.1:{self.port}"
+
+    async def phone(self, **account: Any) -> Phone:
+        """A phone whose user has just signed up."""
+        return await Phone.signed_up(self.http, **account)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logs() -> None:
+    log_to_stderr("tests", "warning")
+
+
+@pytest.fixture(scope="session")
+async def server_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A PostgreSQL with the migrated template database on it."""
+    # What a test stores need not survive a power cut.
+    async with postgres(tmp_path_factory.mktemp("postgres"), settings={"fsync": "off"}) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+        for service in SERVICES:
+            migrate(url_of(url, TEMPLATE), service)
+        yield url
+
+
+@pytest.fixture(scope="session")
+async def redis_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    async with redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url or ""
+
+
+def url_of(server_url: str, database: str) -> str:
+    """The URL of another database on the same server."""
+    return server_url.replace("/satchel?", f"/{database}?", 1)
+
+
+@pytest.fixture(scope="session")
+def new_database(server_url: str) -> Iterator[Callable[[], str]]:
+    """Makes databases with every schema in place and nothing in them."""
+    made: list[str] = []
+
+    def make() -> str:
+        name = f"test_{uuid4().hex}"
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            identifiers = sql.Identifier(name), sql.Identifier(TEMPLATE)
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(*identifiers))
+        made.append(name)
+        return url_of(server_url, name)
+
+    yield make
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        for name in made:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database_url(new_database: Callable[[], str]) -> str:
+    """A fresh database of this test's own."""
+    return new_database()
+
+
+def config_for(home: Path, **given: Any) -> Config:
+    """Settings on free ports, rate limits off unless asked for."""
+    ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
+    addresses = {f"{name}_address": f"127.0.0.1:{port}" for name, port in ports.items()}
+    return Config(**{"home": home, "rate_limits": "off", **addresses, **given})
+
+
+@asynccontextmanager
+async def edge_of(config: Config, directory: Path) -> AsyncIterator[Edge]:
+    """Every service under `config`, with an Envoy in front, for as long as the block runs."""
+    async with serving(config, ALL), envoy_for(config, directory) as edge:
+        yield edge
+
+
+@asynccontextmanager
+async def envoy_for(config: Config, directory: Path) -> AsyncIterator[Edge]:
+    """An Envoy in front of services that run, or will run, elsewhere."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (port,) = free_ports(1)
+    addresses = {name: config.address(name).rpartition(":") for name in SERVICES}
+    admin, url, log = directory / "admin.sock", f"http://127.0.0.1:{port}", directory / "envoy.log"
+    content = bootstrap(
+        listen=("127.0.0.1", port),
+        admin_path=str(admin),
+        services={name: (host, int(number)) for name, (host, _, number) in addresses.items()},
+        descriptor_set=ROOT / "gen" / "satchel.pb",
+    )
+    part = envoy_part(content, config=directory / "envoy.json", admin=admin, url=url, log=log)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(running(part))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
+        yield Edge(Mesh(config), url, port, http, log)
+
+
+@pytest.fixture(scope="session")
+async def edge(
+    new_database: Callable[[], str], redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Edge]:
+    """One mesh for all tests that bring users of their own; rate limits are off."""
+    directory = tmp_path_factory.mktemp("edge")
+    config = config_for(directory / "home", database_url=new_database(), redis_url=redis_url)
+    async with edge_of(config, directory) as started:
+        yield started
+
+
+@pytest.fixture
+async def phone(edge: Edge) -> Phone:
+    """A phone whose user has just signed up."""
+    return await edge.phone()
+
+
+@pytest.fixture
+async def own_edge(database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Edge]]]:
+    """Starts a mesh of this test's own, with the settings it is given."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**given: Any) -> Edge:
+            config = config_for(tmp_path / "home", **{"database_url": database_url, "redis_url": redis_url, **given})
+            return await stack.enter_async_context(edge_of(config, tmp_path))
+
+        yield start
