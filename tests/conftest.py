@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -76,15 +77,21 @@ def logs() -> None:
 
 
 @pytest.fixture(scope="session")
-async def server_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+async def server_url() -> AsyncIterator[str]:
     """A PostgreSQL with the migrated template database on it."""
+    # Not in pytest's own directory: each run of pytest closes that to other accounts, and PostgreSQL has its own.
     # What a test stores need not survive a power cut.
-    async with postgres(tmp_path_factory.mktemp("postgres"), settings={"fsync": "off"}) as url:
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
-        for service in SERVICES:
-            migrate(url_of(url, TEMPLATE), service)
-        yield url
+    with TemporaryDirectory(prefix="satchel-") as directory:
+        async with postgres(Path(directory), settings={"fsync": "off"}) as url:
+            _make_template(url)
+            yield url
+
+
+def _make_template(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+    for service in SERVICES:
+        migrate(url_of(url, TEMPLATE), service)
 
 
 @pytest.fixture(scope="session")
@@ -99,22 +106,17 @@ def url_of(server_url: str, database: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def new_database(server_url: str) -> Iterator[Callable[[], str]]:
+def new_database(server_url: str) -> Callable[[], str]:
     """Makes databases with every schema in place and nothing in them."""
-    made: list[str] = []
 
     def make() -> str:
         name = f"test_{uuid4().hex}"
         with psycopg.connect(server_url, autocommit=True) as connection:
             identifiers = sql.Identifier(name), sql.Identifier(TEMPLATE)
             connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(*identifiers))
-        made.append(name)
         return url_of(server_url, name)
 
-    yield make
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        for name in made:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    return make
 
 
 @pytest.fixture

@@ -252,13 +252,9 @@ async def test_a_launcher_that_is_killed_leaves_no_process_behind(tmp_path: Path
 
 
 async def test_the_next_start_ends_what_a_killed_launcher_left(tmp_path: Path) -> None:
-    left = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SLEEPER, stdout=asyncio.subprocess.DEVNULL
-    )
+    left = await asyncio.create_subprocess_exec(sys.executable, "-c", SLEEPER, stdout=asyncio.subprocess.DEVNULL)
     leftovers.note(tmp_path / "left.pid", left.pid)
-    (tmp_path / "reused.pid").write_text(
-        f"{os.getpid()} 1.0\n"
-    )  # born at another time: not the one that was noted
+    (tmp_path / "reused.pid").write_text(f"{os.getpid()} 1.0\n")  # born at another time: not the one that was noted
     assert await asyncio.to_thread(leftovers.end_noted, tmp_path) == ["left"]
     await left.wait()
     assert gone(left.pid)

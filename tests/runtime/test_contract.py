@@ -77,7 +77,9 @@ def test_the_reasons_of_the_code_are_those_of_the_protos() -> None:
     assert {reason.name for reason in Reason} == declared
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "services").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "services").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT))
+)
 def test_imports_keep_to_their_rooms(file: Path) -> None:
     place = file.relative_to(ROOT / "services").parts
     if len(place) < 2 or "migrations" in place:
