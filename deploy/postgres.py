@@ -144,9 +144,7 @@ async def _create(data: Path, log: Path, account: str) -> None:
 async def _database_exists(url: str) -> bool:
     """Whether the server answers; the first time it does, this makes our database."""
     try:
-        async with await psycopg.AsyncConnection.connect(
-            url, autocommit=True, connect_timeout=2
-        ) as connection:
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=2) as connection:
             found = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE])
             if await found.fetchone() is None:
                 await connection.execute(f"CREATE DATABASE {DATABASE}")
@@ -176,9 +174,7 @@ def _own(account: str, directory: Path) -> None:
     try:
         pwd.getpwnam(account)
     except KeyError:
-        subprocess.run(
-            ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", account], check=True
-        )
+        subprocess.run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", account], check=True)
     shutil.chown(directory, user=account)
     directory.chmod(0o700)
     _let_through(directory)

@@ -80,9 +80,7 @@ class Stack:
                 metrics = f"{LOOPBACK}:{self.ports[f'{service}-{number}']}"
                 name = f"{service}-{number}" if self.settings.workers > 1 else service
                 address = f"{LOOPBACK}:{self.ports[service]}"
-                parts.append(
-                    self._module(f"services.{service}", name, url=address, SATCHEL_METRICS_ADDRESS=metrics)
-                )
+                parts.append(self._module(f"services.{service}", name, url=address, SATCHEL_METRICS_ADDRESS=metrics))
         return parts
 
     def edge(self) -> Part:

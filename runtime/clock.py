@@ -28,7 +28,7 @@ def parse_time(field: str, text: str) -> datetime:
     if not 16 <= len(text) <= 40 or text[10] not in "Tt ":
         raise invalid(field, "must be an ISO 8601 time such as 2026-02-26T10:00:00Z", "INVALID_FORMAT")
     try:
-        parsed = datetime.fromisoformat(text)
+        parsed = datetime.fromisoformat(text.upper())  # RFC 3339 takes t and z in either case
         return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     except (ValueError, OverflowError):
         raise invalid(field, "must be an ISO 8601 time such as 2026-02-26T10:00:00Z", "INVALID_FORMAT") from None

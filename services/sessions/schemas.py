@@ -67,7 +67,8 @@ def encode(data: dict[str, Any]) -> str:
     """
     try:
         raw = orjson.dumps(data)
-    except (TypeError, ValueError):  # orjson raises one of these for lone surrogates and numbers over 64 bits
+    except (TypeError, ValueError):  # lone surrogates, numbers over 64 bits, nesting that orjson gives up on
+        _check_depth(data)
         raise _unstorable(data) from None
     if len(raw) > MAX_RECORD_BYTES:
         largest = max(data, key=lambda name: len(orjson.dumps(data[name])))
@@ -79,10 +80,14 @@ def encode(data: dict[str, Any]) -> str:
     if b"\\u0000" in raw and _holds_nul(data):
         raise _unstorable(data)
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
-        for name, value in data.items():
-            if _depth(value) > MAX_DEPTH - 1:
-                raise invalid(name, f"is nested deeper than {MAX_DEPTH} levels", "TOO_DEEP")
+        _check_depth(data)
     return raw.decode()
+
+
+def _check_depth(data: dict[str, Any]) -> None:
+    for name, value in data.items():
+        if _depth(value) > MAX_DEPTH - 1:
+            raise invalid(name, f"is nested deeper than {MAX_DEPTH} levels", "TOO_DEEP")
 
 
 def _unstorable(data: dict[str, Any]) -> Failure:

@@ -106,7 +106,9 @@ async def test_a_made_up_token_ends_nobodys_sign_in(edge: Edge, phone: Phone) ->
     assert (await refresh(edge, phone.refresh_token))[0] == 200
 
 
-@pytest.mark.parametrize("token", ["nonsense", "rt_", "rt_AAAA", "rt_" + "A" * 200, "rt_ÄÖÜ", "eyJhbGciOiJub25lIn0.e30."])
+@pytest.mark.parametrize(
+    "token", ["nonsense", "rt_", "rt_AAAA", "rt_" + "A" * 200, "rt_ÄÖÜ", "eyJhbGciOiJub25lIn0.e30."]
+)
 async def test_what_is_no_refresh_token_is_refused(edge: Edge, token: str) -> None:
     status, error = await refresh(edge, token)
     assert (status, error["code"]) == (401, "UNAUTHORIZED")

@@ -449,12 +449,17 @@ async def test_a_service_that_is_down_is_unavailable_at_once_and_back_soon_after
 
     async with edge.uploads():
         await until(up, 3)
-    for _ in range(3):
+    seen = len(edge.log.read_text())
+
+    async def known_to_be_down() -> bool:
         async with asyncio.timeout(1):
             answer = await client.get("/api/v1/uploads/limits")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert error(answer)["code"] == "UNAVAILABLE"
-        await asyncio.sleep(0.5)
+        return '"flags":"UH"' in edge.log.read_text()[seen:]
+
+    # First by refused connections, then by failed health checks.
+    await until(known_to_be_down, 5)
     async with edge.uploads():
         await until(up, 3)
 
@@ -614,13 +619,16 @@ async def test_a_caller_cannot_speak_as_the_edge_or_as_a_service(
         "x-http-status": "418",
         "x-edge-status": "400",
         "x-envoy-original-path": "/forged",
+        "x-envoy-original-method": "FORGED",
         "x-envoy-external-address": "203.0.113.9",
         "x-forwarded-for": "203.0.113.9",
         "x-envoy-retry-on": "5xx",
+        "x-envoy-made-up": "203.0.113.9",
     }
     answer = await client.post("/sessions", json={}, headers=forged)
     assert answer.status_code == 201
     assert edge.exercises.metadata["x-envoy-original-path"] == "/sessions"
+    assert edge.exercises.metadata["x-envoy-original-method"] == "POST"
     assert edge.exercises.metadata["x-envoy-external-address"] == "127.0.0.1"
     assert not [name for name, value in edge.exercises.metadata.items() if "203.0.113.9" in str(value)]
     stub = exercise_sessions_pb2_grpc.ExerciseSessionServiceStub(channel)

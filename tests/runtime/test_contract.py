@@ -73,7 +73,7 @@ def _service_without_options(access: int = 0) -> descriptor_pool.Descriptor:
 
 
 def test_the_reasons_of_the_code_are_those_of_the_protos() -> None:
-    declared = {name.removeprefix("REASON_") for name in errors_pb2.Reason.keys()} - {"UNSPECIFIED"}
+    declared = {name.removeprefix("REASON_") for name, _ in errors_pb2.Reason.items()} - {"UNSPECIFIED"}
     assert {reason.name for reason in Reason} == declared
 
 

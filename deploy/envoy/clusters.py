@@ -1,0 +1,85 @@
+"""Owns how the edge reaches a service: one HTTP/2 cluster each, health-checked and bounded."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, Final
+
+Config = dict[str, Any]
+
+# A connection stays with the replica that accepted it: small ones spread the load over all that share a port.
+MAX_STREAMS_PER_CONNECTION: Final = 32
+MAX_CONNECTIONS: Final = 64
+
+_HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def cluster(name: str, host: str, port: int) -> Config:
+    """The cluster of the service `name`, whose replicas all answer at one address, or at all addresses of a name."""
+    return {
+        "name": name,
+        "type": "STATIC" if _is_address(host) else "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}]}
+            ],
+        },
+        # Panic mode would send calls to hosts known to be down; the caller waits for nothing.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "health_checks": [_HEALTH_CHECK],
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": MAX_CONNECTIONS,
+                    "max_pending_requests": 1024,
+                    "max_requests": MAX_CONNECTIONS * MAX_STREAMS_PER_CONNECTION,
+                    "max_retries": 64,
+                }
+            ]
+        },
+        "upstream_connection_options": {
+            "tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 30, "keepalive_interval": 5}
+        },
+        "typed_extension_protocol_options": {
+            _HTTP_OPTIONS: {
+                "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
+                # Connections end after a while, so that a replica that was restarted gets its share again.
+                "common_http_protocol_options": {"max_requests_per_connection": 10_000, "idle_timeout": "300s"},
+                "explicit_http_config": {
+                    "http2_protocol_options": {
+                        "max_concurrent_streams": MAX_STREAMS_PER_CONNECTION,
+                        # A replica that hangs, or vanished without a word, is noticed.
+                        "connection_keepalive": {"interval": "15s", "timeout": "5s"},
+                    }
+                },
+            }
+        },
+    }
+
+
+_HEALTH_CHECK: Final = {
+    "timeout": "1s",
+    "interval": "1s",
+    # Apart from "interval" until the first call, and 60 s when left out.
+    "no_traffic_interval": "0.5s",
+    "no_traffic_healthy_interval": "1s",
+    "unhealthy_interval": "0.5s",
+    "unhealthy_edge_interval": "0.5s",
+    "healthy_edge_interval": "0.5s",
+    # Two: one late answer of a busy replica, or one that says goodbye, is not the end of the service.
+    "unhealthy_threshold": 2,
+    "healthy_threshold": 1,
+    # A new connection each time reaches any of the replicas behind a port; a kept one would ask the same for ever.
+    "reuse_connection": False,
+    "grpc_health_check": {},
+}
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
