@@ -6,6 +6,7 @@
 .SUFFIXES:
 
 VENV := .venv
+AGAINST := main
 BIN := $(VENV)/bin
 
 # The first interpreter that starts and is new enough; `make PYTHON=… run` names another.
@@ -20,12 +21,12 @@ PROTOS := $(shell find protos -mindepth 1 -type d -o -name '*.proto')
 $(shell test -x $(BIN)/python || rm -f $(VENV)/.*-stamp)
 
 # Every lock can generate gen/; the one that the command installs anyway does.
-GENERATOR := $(or $(filter bench,$(MAKECMDGOALS)),$(if $(filter test lint,$(MAKECMDGOALS)),dev),run)
+GENERATOR := $(or $(filter bench,$(MAKECMDGOALS)),$(if $(filter test lint breaking,$(MAKECMDGOALS)),dev),run)
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
 	--only-binary :all:
 
-.PHONY: help run test lint format protos lock bench clean
+.PHONY: help run test lint breaking format protos lock bench clean
 
 help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,13 @@ lint: $(VENV)/.dev-stamp gen/.stamp  ## Check style, types and protos
 	@$(BIN)/mypy runtime services deploy
 	@$(BIN)/python -m deploy.codegen --image $(VENV)/protos.binpb
 	@$(BIN)/buf lint $(VENV)/protos.binpb --config protos/buf.yaml --path satchel
+
+breaking: $(VENV)/.dev-stamp gen/.stamp  ## Check that the protos still serve the phones in the field (AGAINST=main)
+	@rm -rf $(VENV)/against && mkdir -p $(VENV)/against
+	@git archive $(AGAINST) protos | tar -x -C $(VENV)/against
+	@$(BIN)/python -m deploy.codegen --image $(VENV)/protos.binpb
+	@$(BIN)/python -m deploy.codegen --protos $(VENV)/against/protos --image $(VENV)/against.binpb
+	@$(BIN)/buf breaking $(VENV)/protos.binpb --against $(VENV)/against.binpb --config protos/buf.yaml --path satchel
 
 format: $(VENV)/.dev-stamp  ## Rewrite the code in its style
 	@$(BIN)/ruff check --quiet --fix-only .

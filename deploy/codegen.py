@@ -20,11 +20,12 @@ ERROR_DETAILS = "google/rpc/error_details.proto"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", type=Path, help="write only the protos with their source info, for buf")
-    image: Path | None = parser.parse_args().image
-    if image is None:
-        generate(PROTOS, GEN)
+    parser.add_argument("--protos", type=Path, default=PROTOS, help="the folder to read")
+    arguments = parser.parse_args()
+    if arguments.image is None:
+        generate(arguments.protos, GEN)
     else:
-        write_image(PROTOS, image)
+        write_image(arguments.protos, arguments.image)
 
 
 def generate(protos: Path, gen: Path) -> None:
