@@ -34,7 +34,7 @@ Row = Mapping[str, Any]
 
 
 class Transaction:
-    """Statements inside one transaction."""
+    """Statements on one connection, inside one transaction unless they commit by themselves."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection: Final = connection
@@ -76,10 +76,21 @@ class Database:
         async with self._pool.connection() as connection:
             yield Transaction(connection)
 
+    @asynccontextmanager
+    async def statements(self) -> AsyncIterator[Transaction]:
+        """As `transaction`, but each statement commits by itself: one trip to the server where that takes three."""
+        async with self._pool.connection() as connection:
+            await connection.set_autocommit(True)
+            try:
+                yield Transaction(connection)
+            finally:
+                if not connection.closed:
+                    await connection.set_autocommit(False)
+
     async def ping(self) -> None:
         """One trip to the server and back; raises as `transaction` when it is away."""
-        async with self._pool.connection() as connection:
-            await connection.execute("SELECT 1")
+        async with self.statements() as statements:
+            await statements.connection.execute("SELECT 1")
 
 
 @asynccontextmanager

@@ -165,19 +165,19 @@ class AuthStore:
 
     async def create_sign_in(self, sign_in: SignIn) -> None:
         """Stores a new sign-in."""
-        async with self._database.transaction() as transaction:
-            await transaction.execute(_INSERT_SIGN_IN, **_sign_in_values(sign_in))
+        async with self._database.statements() as statements:
+            await statements.execute(_INSERT_SIGN_IN, **_sign_in_values(sign_in))
 
     async def account_by_email(self, email: str) -> tuple[Account, str] | None:
         """The account and its password hash, or None when nobody has this e-mail."""
-        async with self._database.transaction() as transaction:
-            row = await transaction.one(_ACCOUNT_BY_EMAIL, email=email)
+        async with self._database.statements() as statements:
+            row = await statements.one(_ACCOUNT_BY_EMAIL, email=email)
         return (_account(row), row["password_hash"]) if row else None
 
     async def accounts(self, ids: Sequence[UUID]) -> dict[UUID, Account]:
         """Those of the accounts that exist, by id, in one statement."""
-        async with self._database.transaction() as transaction:
-            rows = await transaction.all(_ACCOUNTS_BY_ID, ids=list(ids))
+        async with self._database.statements() as statements:
+            rows = await statements.all(_ACCOUNTS_BY_ID, ids=list(ids))
         return {row["id"]: _account(row) for row in rows}
 
     async def rotate(
@@ -192,8 +192,8 @@ class AuthStore:
         expire_time: datetime,
     ) -> Rotation | None:
         """Presents a refresh token by its digest and tag; None when the sign-in never issued such a token."""
-        async with self._database.transaction() as transaction:
-            row = await transaction.one(
+        async with self._database.statements() as statements:
+            row = await statements.one(
                 _ROTATE,
                 sign_in_id=sign_in_id,
                 presented=presented,
@@ -207,15 +207,15 @@ class AuthStore:
 
     async def end_sign_ins(self, account_id: UUID, sign_in_id: UUID, *, this: bool, others: bool, now: datetime) -> int:
         """Ends `sign_in_id`, the account's other live sign-ins, or both; returns how many were ended."""
-        async with self._database.transaction() as transaction:
-            return await transaction.execute(
+        async with self._database.statements() as statements:
+            return await statements.execute(
                 _END, account_id=account_id, sign_in_id=sign_in_id, this=this, others=others, now=now
             )
 
     async def revoked_since(self, since: datetime) -> list[UUID]:
         """Ids of the sign-ins ended at or after `since`."""
-        async with self._database.transaction() as transaction:
-            return [row["id"] for row in await transaction.all(_REVOKED_SINCE, since=since)]
+        async with self._database.statements() as statements:
+            return [row["id"] for row in await statements.all(_REVOKED_SINCE, since=since)]
 
 
 def _account(row: Row) -> Account:

@@ -203,14 +203,14 @@ class RecordStore:
 
     async def record(self, user_id: UUID, key: Key) -> Record | None:
         """One of the user's records, tombstones included; None when there is none."""
-        async with self._database.transaction() as transaction:
-            row = await transaction.one(_ONE, user_id=user_id, domain=key.domain, id=key.id)
+        async with self._database.statements() as statements:
+            row = await statements.one(_ONE, user_id=user_id, domain=key.domain, id=key.id)
         return _record(row) if row else None
 
     async def exercise_exists(self, id: str) -> bool:
         """Whether anybody has an exercise session with this id."""
-        async with self._database.transaction() as transaction:
-            return await transaction.one(_TAKEN, id=id) is not None
+        async with self._database.statements() as statements:
+            return await statements.one(_TAKEN, id=id) is not None
 
     async def page(
         self,
@@ -223,8 +223,8 @@ class RecordStore:
         before: tuple[datetime, str] | None = None,
     ) -> list[Record]:
         """Live records of a domain, newest first, from `since` on, below `before` (the last one of a page)."""
-        async with self._database.transaction() as transaction:
-            rows = await transaction.all(
+        async with self._database.statements() as statements:
+            rows = await statements.all(
                 _PAGE,
                 user_id=user_id,
                 domain=domain,
@@ -238,8 +238,8 @@ class RecordStore:
 
     async def count(self, user_id: UUID, domain: str) -> int:
         """How many live records of a domain the user has."""
-        async with self._database.transaction() as transaction:
-            row = await transaction.one(_COUNT, user_id=user_id, domain=domain)
+        async with self._database.statements() as statements:
+            row = await statements.one(_COUNT, user_id=user_id, domain=domain)
         return int(row["total"]) if row else 0
 
 

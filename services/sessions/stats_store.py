@@ -49,8 +49,8 @@ class StatsStore:
 
     async def derived(self, user_id: UUID) -> Derived:
         """What the user's live sessions add up to."""
-        async with self._database.transaction() as transaction:
-            sums = dict(await transaction.one(_TOTALS, user_id=user_id) or {})
-            days = await transaction.all(_DAYS, user_id=user_id)
+        async with self._database.statements() as statements:
+            sums = dict(await statements.one(_TOTALS, user_id=user_id) or {})
+            days = await statements.all(_DAYS, user_id=user_id)
         update_time = sums.pop("update_time", None)
         return Derived(totals=sums, days=[row["day"] for row in days], update_time=update_time)
