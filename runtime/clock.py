@@ -7,11 +7,12 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from runtime.errors import invalid
+from runtime.errors import Failure, invalid
 
 EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 # A phone's clock may be ahead; a day covers a wrong time zone as well.
 LEAD: Final = timedelta(days=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def utc_now() -> datetime:
@@ -29,6 +30,8 @@ def parse_time(field: str, text: str) -> datetime:
         raise invalid(field, "must be an ISO 8601 time such as 2026-02-26T10:00:00Z", "INVALID_FORMAT")
     try:
         parsed = datetime.fromisoformat(text.upper())  # RFC 3339 takes t and z in either case
+        if parsed.tzinfo is UTC:
+            return parsed
         return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     except (ValueError, OverflowError):
         raise invalid(field, "must be an ISO 8601 time such as 2026-02-26T10:00:00Z", "INVALID_FORMAT") from None
@@ -50,10 +53,8 @@ def plausible(field: str, time: datetime, now: datetime) -> datetime:
 
 def format_time(time: datetime) -> str:
     """RFC 3339 in UTC with as many of 0, 3 or 6 decimals as it takes: 2026-02-26T10:00:00Z."""
-    text = time.astimezone(UTC).replace(tzinfo=None)
-    if text.microsecond == 0:
-        return text.isoformat() + "Z"
-    return text.isoformat(timespec="microseconds" if text.microsecond % 1000 else "milliseconds") + "Z"
+    text = (time if time.tzinfo is UTC else time.astimezone(UTC)).isoformat().removesuffix("+00:00")
+    return f"{text.removesuffix('000')}Z" if "." in text else f"{text}Z"
 
 
 def to_timestamp(time: datetime) -> Timestamp:
@@ -66,6 +67,16 @@ def to_timestamp(time: datetime) -> Timestamp:
 def from_timestamp(field: str, message: Timestamp) -> datetime:
     """The moment that a message names, aware, in UTC. Raises Failure(FIELD_INVALID) outside the years 1 to 9999."""
     try:
-        return message.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
+        if not 0 <= message.nanos <= 999_999_999:
+            raise OverflowError
+        return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
+    except OverflowError:
         raise invalid(field, "is no time of the years 1 to 9999", "INVALID_FORMAT") from None
+
+
+def text_of(field: str, message: Timestamp) -> str:
+    """The moment as text for an item; one outside the years 1 to 9999 as text that parse_time refuses by its field."""
+    try:
+        return format_time(from_timestamp(field, message))
+    except Failure:
+        return f"{message.seconds}.{message.nanos:09}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -195,6 +195,21 @@ class Failure(Exception):
         named = bool(self.violations and self.violations[0].field)
         message = f"{prefix}.{self.message}" if named else f"{prefix}: {self.message}"
         return Failure(self.reason, message, violations=violations, retry_after=self.retry_after)
+
+
+def kept(failure: Failure) -> dict[str, Any]:
+    """The refusal as JSON, for an answer that is repeated. Pairs with recalled."""
+    return {
+        "reason": failure.reason.name,
+        "message": failure.message,
+        "violations": [[one.field, one.reason] for one in failure.violations],
+    }
+
+
+def recalled(said: Mapping[str, Any]) -> Failure:
+    """The refusal that `kept` was given."""
+    violations = [Violation(field, reason) for field, reason in said["violations"]]
+    return Failure(Reason[said["reason"]], said["message"], violations=violations)
 
 
 def missing(field: str) -> Failure:

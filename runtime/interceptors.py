@@ -7,6 +7,7 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final, TypeAlias, cast
 from uuid import uuid4
 
@@ -290,7 +291,7 @@ def _begin(policy: Policy, context: ServicerContext[Any, Any]) -> tuple[Call, di
         policy=policy,
         request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid4().hex,
         client_ip=metadata.get("x-envoy-external-address") or _peer(context.peer()),
-        user_agent=metadata.get("user-agent", "")[:200],
+        user_agent="".join(one for one in metadata.get("user-agent", "")[:200] if one.isprintable()),
         rest=REST_MARK in metadata,
         status=policy.success_status,
     )
@@ -318,11 +319,7 @@ async def _send_headers(call: Call, context: ServicerContext[Any, Any]) -> None:
 
 
 def _idempotency(metadata: dict[str, str], request: Any) -> IdempotencyKey | None:
-    key = (
-        metadata.get("idempotency-key")
-        or metadata.get("x-idempotency-key")
-        or str(getattr(request, "idempotency_key", ""))
-    )
+    key = metadata.get("idempotency-key") or metadata.get("x-idempotency-key") or _key_inside(request)
     if not key:
         return None
     if len(key) > MAX_KEY_CHARS:
@@ -332,15 +329,31 @@ def _idempotency(metadata: dict[str, str], request: Any) -> IdempotencyKey | Non
     return IdempotencyKey(key=key, digest=_digest(request))
 
 
+def _key_inside(request: Any) -> str:
+    """The key that the request itself names, in its field or in its JSON document."""
+    document = _document(request)
+    if b'"idempotency_key"' not in document:
+        return str(getattr(request, "idempotency_key", ""))
+    try:
+        parsed = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        return ""
+    key = parsed.get("idempotency_key") if isinstance(parsed, dict) else None
+    return key if isinstance(key, str) else ""
+
+
+def _document(request: Any) -> bytes:
+    document = getattr(request, "document", None)
+    return document.data if isinstance(document, httpbody_pb2.HttpBody) else b""
+
+
 def _digest(request: Message) -> bytes:
     """sha256 of what the request asks for, the same for the same content in another order or spacing."""
-    document = getattr(request, "document", None)
-    if isinstance(document, httpbody_pb2.HttpBody):
-        try:
-            canonical = orjson.dumps(orjson.loads(document.data), option=orjson.OPT_SORT_KEYS)
-        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-            canonical = document.data
-        return hashlib.sha256(canonical).digest()
+    document = _document(request)
+    if document:
+        with suppress(orjson.JSONDecodeError, orjson.JSONEncodeError):  # what cannot be read is compared as it is
+            document = orjson.dumps(orjson.loads(document), option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(document).digest()
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -109,6 +110,6 @@ def _caller(limit: Limit, call: Call, request: Any) -> str:
     if limit.scope == options.SCOPE_USER and call.principal is not None:
         return str(call.principal.user_id)
     if limit.scope == options.SCOPE_IP_AND_ACCOUNT:
-        account = str(getattr(request, limit.account_field)).strip().lower()[:254]
+        account = unicodedata.normalize("NFC", str(getattr(request, limit.account_field))).strip().lower()[:254]
         return f"{call.client_ip} {account}"
     return call.client_ip

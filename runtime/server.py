@@ -58,6 +58,9 @@ async def serving(config: Config, services: Mapping[str, Service]) -> AsyncItera
             options=(
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                # The edge lets 32 KiB of headers through; gRPC refuses more than 8 KiB by chance, as a full quota.
+                ("grpc.max_metadata_size", 64 * 1024),
+                ("grpc.absolute_max_metadata_size", 80 * 1024),
                 ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
             ),

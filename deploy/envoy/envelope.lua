@@ -69,6 +69,13 @@ end
 function envoy_on_request(handle)
   local headers = handle:headers()
   local native = starts_with(headers:get("content-type"), "application/grpc")
+  if not native then
+    local grpc = {}
+    for name in pairs(headers) do
+      if starts_with(name, "grpc-") or name:sub(-4) == "-bin" then grpc[#grpc + 1] = name end
+    end
+    for _, name in ipairs(grpc) do headers:remove(name) end
+  end
   local known = handle:streamInfo():dynamicMetadata()
   known:set(SPACE, "request_id", headers:get("x-request-id"))
   known:set(SPACE, "native", native)

@@ -155,7 +155,11 @@ class Accounts:
         if not password:
             raise missing("password")
         check_device_name(device_name)
-        found = await self._store.account_by_email(email.strip().lower())
+        try:
+            address = parse_email(email)
+        except Failure:
+            address = ""  # nobody's; it takes as long to refuse as anybody's
+        found = await self._store.account_by_email(address)
         if not await self._passwords.verify(found[1] if found else None, password) or found is None:
             raise Failure(Reason.INVALID_CREDENTIALS)
         account = found[0].at(self._now())

@@ -7,7 +7,7 @@ from typing import Any, Final
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import device_sessions_pb2 as pb
 
-from runtime.clock import format_time, from_timestamp, to_timestamp
+from runtime.clock import text_of, to_timestamp
 from runtime.documents import list_to_json, struct_to_json
 from runtime.errors import Failure, invalid
 from services.sessions.device_sessions_domain import Receipt, Recording, Uploaded
@@ -42,7 +42,7 @@ def recording_from_pb(message: pb.DeviceSession) -> Recording:
         data["training_id"] = message.training_id
     for name in _TIMES:
         if message.HasField(name):
-            data[name] = format_time(from_timestamp(name, getattr(message, name)))
+            data[name] = text_of(name, getattr(message, name))
     data.update({field.name: value for field, value in message.ListFields() if field.name in _NUMBERS})
     if message.HasField("device_metrics"):
         data["device_metrics"] = struct_to_json(message.device_metrics)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 from runtime.call import IdempotencyKey, Principal
 from runtime.clock import format_time, parse_time, plausible
-from runtime.errors import Failure, invalid, missing
+from runtime.errors import Failure, invalid, kept, recalled
+from runtime.ids import parse_uuid
 from services.sessions.batches import capture, named
 from services.sessions.records_domain import Draft, Key, Resolution, merge
 from services.sessions.schemas import Schemas, encode
@@ -77,16 +77,22 @@ class DeviceSessions:
             keys = [draft.key for draft in good]
             async with self._store.feed(caller.user_id, keys, rpc=_UPLOAD, idempotency=key, now=now) as feed:
                 if feed.answer is not None:
-                    statuses = feed.answer
+                    # What was refused then is refused again, though the clock may have made it good since.
+                    statuses, refused = feed.answer["statuses"], feed.answer["refused"]
+                    drafts = [
+                        recalled(refused[str(index)]) if str(index) in refused else draft
+                        for index, draft in enumerate(drafts)
+                    ]
                 else:
                     merged = merge(feed.known, feed.position, good, Resolution.FIRST_WINS)
                     statuses = [str(outcome) for outcome in merged.outcomes]
                     await feed.write(merged.writes, merged.position, now)
-                    await feed.keep(_UPLOAD, key, statuses, now)
+                    refused = {str(i): kept(one) for i, one in enumerate(drafts) if isinstance(one, Failure)}
+                    await feed.keep(_UPLOAD, key, {"statuses": statuses, "refused": refused}, now)
         return _uploaded(recordings, drafts, statuses, now)
 
     def _draft(self, recording: Recording, now: datetime) -> Draft:
-        id = _parse_id(recording.id)
+        id = parse_uuid("client_session_id", recording.id)
         data = recording.data
         device = data.get("device_type")
         domain = device if isinstance(device, str) and device in DEVICES else OTHER_DEVICES
@@ -120,15 +126,6 @@ def _uploaded(
     return Uploaded(receipts=receipts, counts=Counter(receipt.status for receipt in receipts), server_time=now)
 
 
-def _parse_id(id: Any) -> str:
-    if id is None or id == "":
-        raise missing("client_session_id")
-    try:
-        return str(UUID(id))
-    except (ValueError, AttributeError, TypeError):
-        raise invalid("client_session_id", "must be a UUID", "INVALID_FORMAT") from None
-
-
 def _shown_id(recording: Recording | Failure) -> str:
     id = recording.id if isinstance(recording, Recording) else None
-    return id[:100] if isinstance(id, str) else ""
+    return id[:100].encode("utf-8", "replace").decode() if isinstance(id, str) else ""

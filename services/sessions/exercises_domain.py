@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from runtime.call import IdempotencyKey, Principal
 from runtime.clock import format_time, parse_time, plausible
 from runtime.errors import Failure, Reason, invalid
+from runtime.ids import parse_uuid
 from services.sessions import paging
 from services.sessions.records_domain import Draft, Key, Outcome, Resolution, merge
 from services.sessions.schemas import Schemas, encode
@@ -89,7 +90,7 @@ class ExerciseSessions:
         Raises Failure: FIELD_MISSING, FIELD_INVALID, IDEMPOTENCY_CONFLICT when the id is taken by other content.
         """
         now = self._now()
-        draft = self._draft(_parse_id(id) if id else str(uuid4()), data, now)
+        draft = self._draft(parse_uuid("id", id) if id else str(uuid4()), data, now)
         async with self._store.feed(caller.user_id, [draft.key], rpc=_CREATE, idempotency=key, now=now) as feed:
             if feed.answer is not None:
                 return _session(feed.answer["id"], feed.answer["data"])
@@ -102,7 +103,7 @@ class ExerciseSessions:
 
     async def get(self, caller: Principal, id: str) -> ExerciseSession:
         """One of the caller's sessions. Raises Failure: FIELD_INVALID, FORBIDDEN, SESSION_NOT_FOUND."""
-        canonical = _parse_id(id)
+        canonical = parse_uuid("id", id)
         record = await self._store.record(caller.user_id, Key(DOMAIN, canonical))
         if record is not None and not record.deleted:
             return _session(canonical, record.data)
@@ -137,13 +138,6 @@ class ExerciseSessions:
             ),
         }
         return Draft(key=Key(DOMAIN, id), data=stored, raw=encode(stored), happen_time=start)
-
-
-def _parse_id(id: str) -> str:
-    try:
-        return str(UUID(id))
-    except ValueError:
-        raise invalid("id", "must be a UUID", "INVALID_FORMAT") from None
 
 
 def _session(id: str, data: dict[str, Any]) -> ExerciseSession:

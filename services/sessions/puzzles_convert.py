@@ -7,7 +7,7 @@ from typing import Any, Final
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import puzzle_sessions_pb2 as pb
 
-from runtime.clock import format_time, from_timestamp, parse_time, to_timestamp
+from runtime.clock import parse_time, text_of, to_timestamp
 from runtime.errors import Failure, invalid
 from services.sessions.puzzles_domain import Page, Submitted, Uploaded
 from services.sessions.records_domain import Record
@@ -44,7 +44,7 @@ def session_from_pb(message: pb.PuzzleSession) -> Submitted:
     if message.HasField("duration"):
         data["duration"] = message.duration
     if message.HasField("timestamp"):
-        data["timestamp"] = format_time(from_timestamp("timestamp", message.timestamp))
+        data["timestamp"] = text_of("timestamp", message.timestamp)
     return Submitted(id=message.id, data=data)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from runtime.call import IdempotencyKey, Principal
 from runtime.clock import format_time, parse_moment, parse_time, plausible
-from runtime.errors import Failure, Reason, invalid, missing
+from runtime.errors import Failure, Reason, invalid, kept, missing, recalled
 from services.sessions import paging
 from services.sessions.batches import capture, named
 from services.sessions.records_domain import Draft, Key, Outcome, Record, Resolution, merge
@@ -89,7 +89,9 @@ class PuzzleSessions:
         keys = [draft.key for draft in good]
         async with self._store.feed(caller.user_id, keys, rpc=_UPLOAD, idempotency=key, now=now) as feed:
             if feed.answer is not None:
-                return _replayed(feed.answer, good, bad)
+                # What was refused then is refused again, though the clock may have made it good since.
+                known = [Rejected(id=one["id"], failure=recalled(one)) for one in feed.answer["rejected"]]
+                return _replayed(feed.answer, good, known)
             refused = await self._over_limit(caller, feed, good)
             admitted = [draft for draft in good if draft.key not in refused]
             merged = merge(feed.known, feed.position, admitted, Resolution.CLIENT_WINS)
@@ -99,6 +101,7 @@ class PuzzleSessions:
                 "synced": counts[False],
                 "conflicts": counts[True],
                 "refused": [one.id for one in refused],
+                "rejected": [{"id": one.id, **kept(one.failure)} for one in bad],
             }
             await feed.keep(_UPLOAD, key, answer, now)
         return _replayed(answer, good, bad)
@@ -117,6 +120,8 @@ class PuzzleSessions:
         if isinstance(data.get("difficulty"), str):
             data["difficulty"] = data["difficulty"].strip().lower()
         self._schemas.check(DOMAIN, data)
+        # To a schema 900.0 is an integer, and some phones write every number so.
+        data = {name: int(value) if isinstance(value, float) else value for name, value in data.items()}
         played = plausible("timestamp", parse_time("timestamp", data["timestamp"]), now)
         data["timestamp"] = format_time(played)
         return Draft(key=Key(DOMAIN, id), data=data, raw=encode(data), happen_time=played)
@@ -165,4 +170,4 @@ def _parse_id(id: Any) -> str:
 
 def _shown_id(item: Submitted | Failure) -> str:
     id = item.id if isinstance(item, Submitted) else None
-    return id[:100] if isinstance(id, str) else ""
+    return id[:100].encode("utf-8", "replace").decode() if isinstance(id, str) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,9 +47,12 @@ class Schemas:
     def check(self, domain: str, data: dict[str, Any]) -> None:
         """Raises Failure(FIELD_MISSING or FIELD_INVALID) naming the first field that does not fit the domain."""
         validator = self._validators[domain]
-        if validator.is_valid(data):
-            return
-        error = next(iter(validator.iter_errors(data)))
+        try:
+            if validator.is_valid(data):
+                return
+            error = next(iter(validator.iter_errors(data)))
+        except ValueError:  # a lone surrogate, or nesting that the validator does not follow
+            raise _unstorable(data) from None
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)[1:]
         kind = error.kind.name
         if kind == "required":
@@ -77,7 +81,8 @@ def encode(data: dict[str, Any]) -> str:
             f"{largest}: makes the item larger than {MAX_RECORD_BYTES // 1024} KiB",
             violations=[Violation(largest, "TOO_LARGE")],
         )
-    if b"\\u0000" in raw and _holds_nul(data):
+    # orjson writes a number that is none as null.
+    if (b"\\u0000" in raw and _holds_nul(data)) or (b"null" in raw and _holds_no_number(data)):
         raise _unstorable(data)
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
         _check_depth(data)
@@ -92,8 +97,10 @@ def _check_depth(data: dict[str, Any]) -> None:
 
 def _unstorable(data: dict[str, Any]) -> Failure:
     for name, value in data.items():
+        if _depth(value) > MAX_DEPTH - 1:
+            return invalid(name, f"is nested deeper than {MAX_DEPTH} levels", "TOO_DEEP")
         try:
-            if not _holds_nul(value):
+            if not _holds_nul(value) and not _holds_no_number(value):
                 orjson.dumps(value)
                 continue
         except (TypeError, ValueError):
@@ -112,6 +119,19 @@ def _holds_nul(value: Any) -> bool:
                 return True
         elif isinstance(one, dict):
             waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+    return False
+
+
+def _holds_no_number(value: Any) -> bool:
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            return True
+        if isinstance(one, dict):
+            waiting += one.values()
         elif isinstance(one, list):
             waiting += one
     return False

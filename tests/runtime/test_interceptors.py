@@ -92,8 +92,7 @@ class Wire:
     async def call(self, kind: str, word: bytes, *metadata: tuple[str, str], **options: Any) -> list[bytes]:
         method = f"/{SERVICE}/{kind}"
         options["metadata"] = metadata
-        # A caller that is refused while it still writes sees an error of its own instead of the answer.
-        words = iter([word] * (1 if word in (b"!", b"?") else 2))
+        words = iter([word] * options.pop("times", 2))
         if kind in ("UnaryUnary", "Missing"):
             return [await self._channel.unary_unary(method)(word, **options)]
         if kind == "UnaryStream":
@@ -103,6 +102,9 @@ class Wire:
         return [one async for one in self._channel.stream_stream(method)(words, **options)]
 
     async def refusal(self, kind: str, word: bytes, *metadata: tuple[str, str], **options: Any) -> grpc.aio.AioRpcError:
+        # A caller that is refused while it still writes sees an error of its own instead of the answer: what is
+        # refused before it is read sends nothing.
+        options["times"] = 1 if word in (b"!", b"?", b"~") else 0
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await self.call(kind, word, *metadata, **options)
         return refused.value

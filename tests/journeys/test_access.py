@@ -1,0 +1,330 @@
+"""Who may call what: every rpc of the contract with every kind of caller, over gRPC and over REST."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import grpc
+import httpx
+import jwt
+import pytest
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from satchel.options.v1 import options_pb2 as options
+
+from runtime import contract
+from runtime.call import Principal
+from runtime.contract import HttpRule, Policy
+from runtime.identity import ServiceTokens
+from runtime.keys import mesh_secret, signing_keys
+from services.auth.tokens import AccessTokens
+from tests.conftest import Edge
+from tests.factories import PASSWORD, Phone, device_session, exercise_session, puzzle_session
+
+OURS = {
+    policy.method: policy for policy in contract.policies().values() if policy.service not in contract.INFRASTRUCTURE
+}
+DESCRIPTORS = {
+    f"/{service.full_name}/{method.name}": method for service in contract.services() for method in service.methods
+}
+CALLERS = ("nobody", "garbage", "expired", "signed out", "user", "admin", "service")
+
+OPEN = dict.fromkeys(CALLERS, "")
+USERS = {
+    "nobody": "MISSING_BEARER_TOKEN",
+    "garbage": "INVALID_TOKEN",
+    "expired": "TOKEN_EXPIRED",
+    "signed out": "TOKEN_REVOKED",
+    "user": "",
+    "admin": "",
+    "service": "FORBIDDEN",
+}
+SERVICES = {**USERS, "user": "FORBIDDEN", "admin": "FORBIDDEN", "service": ""}
+
+# The reason that each kind of caller is refused with; empty: the caller is let in. A new rpc is added here by hand.
+EXPECTED = {
+    "/satchel.auth.v1.AuthService/SignUp": OPEN,
+    "/satchel.auth.v1.AuthService/SignIn": OPEN,
+    "/satchel.auth.v1.AuthService/Refresh": OPEN,
+    "/satchel.auth.v1.AuthService/SignOut": USERS,
+    "/satchel.auth.v1.AuthService/GetMe": USERS,
+    "/satchel.auth.v1.AuthService/GetSubscriptionStatus": USERS,
+    "/satchel.auth.v1.AuthService/GetJwks": OPEN,
+    "/satchel.auth.v1.AuthService/ListRevokedSignIns": SERVICES,
+    "/satchel.sessions.v1.ExerciseSessionService/CreateExerciseSession": USERS,
+    "/satchel.sessions.v1.ExerciseSessionService/GetExerciseSession": USERS,
+    "/satchel.sessions.v1.ExerciseSessionService/ListExerciseSessions": USERS,
+    "/satchel.sessions.v1.PuzzleSessionService/UploadPuzzleSessions": USERS,
+    "/satchel.sessions.v1.PuzzleSessionService/UploadPuzzleSessionsJson": USERS,
+    "/satchel.sessions.v1.PuzzleSessionService/ListPuzzleSessions": USERS,
+    "/satchel.sessions.v1.DeviceSessionService/BatchUpload": USERS,
+    "/satchel.sessions.v1.DeviceSessionService/BatchUploadJson": USERS,
+    "/satchel.sessions.v1.StatsService/GetStats": USERS,
+    "/satchel.sessions.v1.StatsService/UpdateStats": USERS,
+    "/satchel.uploads.v1.UploadService/GetUploadLimits": USERS,
+    "/satchel.health.v1.HealthService/CheckMesh": OPEN,
+}
+ACCESS = {options.ACCESS_PUBLIC: OPEN, options.ACCESS_USER: USERS, options.ACCESS_SERVICE: SERVICES}
+
+STATUS = {
+    "MISSING_BEARER_TOKEN": (grpc.StatusCode.UNAUTHENTICATED, 401),
+    "INVALID_TOKEN": (grpc.StatusCode.UNAUTHENTICATED, 401),
+    "TOKEN_EXPIRED": (grpc.StatusCode.UNAUTHENTICATED, 401),
+    "TOKEN_REVOKED": (grpc.StatusCode.UNAUTHENTICATED, 401),
+    "FORBIDDEN": (grpc.StatusCode.PERMISSION_DENIED, 403),
+}
+CODES = {
+    (401, options.DIALECT_CORE): "AUTH_UNAUTHORIZED",
+    (401, options.DIALECT_FLOW): "UNAUTHORIZED",
+    (401, options.DIALECT_MOBILE): "AUTH_001",
+    (403, options.DIALECT_CORE): "AUTH_FORBIDDEN",
+    (403, options.DIALECT_FLOW): "FORBIDDEN",
+    (403, options.DIALECT_MOBILE): "AUTH_FORBIDDEN",
+}
+
+
+def request_for(method: str) -> Message:
+    """A request that a caller who is let in could send."""
+    request: Message = GetMessageClass(DESCRIPTORS[method].input_type)()
+    content: dict[str, Any] = {
+        "SignUp": {"email": f"{uuid4().hex}@example.com", "password": PASSWORD},
+        "CreateExerciseSession": exercise_session(),
+        "GetExerciseSession": {"id": str(uuid4())},
+        "UploadPuzzleSessions": {"sessions": [puzzle_session()]},
+        "BatchUpload": {"sessions": [device_session()]},
+        "UpdateStats": {"total_xp": 1},
+        "SignOut": {"scope": "others"},
+    }.get(method.rpartition("/")[2], {})
+    return json_format.ParseDict(content, request)
+
+
+# What a caller who was let in may be told, for requests about nothing.
+LET_IN = {"", "FIELD_MISSING", "SESSION_NOT_FOUND", "MALFORMED_REQUEST", "TIER_LIMIT"}
+
+
+@dataclass(frozen=True)
+class Callers:
+    """The Authorization header of each kind of caller; empty: none."""
+
+    headers: dict[str, str]
+
+    def metadata(self, caller: str) -> tuple[tuple[str, str], ...]:
+        header = self.headers[caller]
+        return (("authorization", header),) if header else ()
+
+
+@pytest.fixture(scope="module")
+async def callers(edge: Edge) -> Callers:
+    user, leaver = await edge.phone(), await edge.phone()
+    claims = jwt.decode(user.access_token, options={"verify_signature": False})
+    keys = signing_keys(edge.mesh.config.keys)
+
+    def minted(role: Any, *, ago: float = 0) -> str:
+        principal = Principal(
+            user_id=UUID(claims["sub"]), sign_in_id=UUID(claims["sid"]), tenant_id=1, role=role, tier="free"
+        )
+        return "Bearer " + AccessTokens(keys, clock=lambda: time.time() - ago).mint(principal)
+
+    assert (await leaver.call("POST", "/v1/auth/signout", json={})).status_code == 200
+    await until_revoked_everywhere(leaver)
+    return Callers(
+        {
+            "nobody": "",
+            "garbage": "Bearer garbage",
+            "expired": minted("user", ago=2 * 3600),
+            "signed out": f"Bearer {leaver.access_token}",
+            "user": f"Bearer {user.access_token}",
+            "admin": minted("admin"),
+            "service": "Bearer " + ServiceTokens(mesh_secret(edge.mesh.config.keys), "test").current(),
+        }
+    )
+
+
+async def until_revoked_everywhere(phone: Phone) -> None:
+    deadline = time.monotonic() + 5
+    waiting = ["/v1/auth/me", "/users/me/stats", "/api/v1/uploads/limits"]
+    while waiting and time.monotonic() < deadline:
+        waiting = [path for path in waiting if (await phone.call("GET", path)).status_code == 200]
+    assert not waiting, f"a token of an ended sign-in still opens {waiting}"
+
+
+@pytest.fixture(scope="module")
+async def channel(edge: Edge) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(edge.target) as opened:
+        yield opened
+
+
+async def asked(channel: grpc.aio.Channel, method: str, request: Message, metadata: Any) -> tuple[Any, str]:
+    """The answer and the reason of the refusal; one of them is empty."""
+    answer_class = GetMessageClass(DESCRIPTORS[method].output_type)
+    call = channel.unary_unary(method, type(request).SerializeToString, answer_class.FromString)
+    try:
+        return await call(request, metadata=metadata, timeout=10), ""
+    except grpc.aio.AioRpcError as error:
+        status = rpc_status.from_call(error)
+        assert status is not None, f"{method}: {error.code()} without details: {error.details()}"
+        info = error_details_pb2.ErrorInfo()
+        assert status.details[0].Unpack(info)
+        if info.reason in STATUS:
+            assert error.code() == STATUS[info.reason][0]
+        return None, info.reason
+
+
+class TestEveryRpc:
+    def test_every_rpc_of_the_contract_is_expected_here(self) -> None:
+        assert EXPECTED.keys() == OURS.keys() == DESCRIPTORS.keys()
+
+    @pytest.mark.parametrize("method", EXPECTED)
+    def test_what_is_expected_is_what_the_contract_says(self, method: str) -> None:
+        assert EXPECTED[method] is ACCESS[OURS[method].access]
+
+    @pytest.mark.parametrize("caller", CALLERS)
+    @pytest.mark.parametrize("method", EXPECTED)
+    async def test_over_grpc(self, channel: grpc.aio.Channel, callers: Callers, method: str, caller: str) -> None:
+        answer, reason = await asked(channel, method, request_for(method), callers.metadata(caller))
+        expected = EXPECTED[method][caller]
+        if expected:
+            assert (answer, reason) == (None, expected)
+        else:
+            assert reason in LET_IN
+
+    @pytest.mark.parametrize("caller", CALLERS)
+    @pytest.mark.parametrize(
+        ("policy", "rule"),
+        [(policy, rule) for policy in OURS.values() for rule in policy.http],
+        ids=lambda value: value.path if isinstance(value, HttpRule) else value.method.rpartition("/")[2],
+    )
+    async def test_over_rest(self, edge: Edge, callers: Callers, policy: Policy, rule: HttpRule, caller: str) -> None:
+        header = callers.headers[caller]
+        headers = {"authorization": header} if header else {}
+        content = json_format.MessageToJson(request_for(policy.method)) if rule.verb != "GET" else None
+        path = rule.path.replace("{id}", str(uuid4()))
+        answer = await edge.http.request(rule.verb, path, headers=headers, content=content)
+        expected = EXPECTED[policy.method][caller]
+        if not expected:
+            assert answer.status_code in (200, 201, 400, 403, 404), answer.text
+            if answer.status_code == 403:
+                assert "free tier" in answer.json()["error"]["message"]
+            return
+        status = STATUS[expected][1]
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        code = CODES[status, policy.dialect]
+        assert error["code"] == ("AUTH_002" if (expected, code) == ("TOKEN_EXPIRED", "AUTH_001") else code)
+        if status == 401:
+            assert error["details"] == [{"field": "Authorization", "reason": expected}]
+
+    async def test_what_only_services_call_has_no_rest_door(self, edge: Edge, callers: Callers) -> None:
+        for method, policy in OURS.items():
+            if policy.access != options.ACCESS_SERVICE:
+                continue
+            assert policy.http == ()
+            headers = {"authorization": callers.headers["service"]}
+            answer = await edge.http.post(method, json={}, headers=headers)
+            assert answer.status_code == 404
+
+
+class TestTwoUsers:
+    """What one user has is nothing to the other, even under the same ids and keys."""
+
+    async def test_the_same_ids_of_two_phones_are_two_recordings(self, edge: Edge) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        session = device_session(xp_earned=50)
+        for phone, earned in ((a, 50), (b, 7)):
+            answer = await phone.call(
+                "POST", "/sessions/batch_upload", json={"sessions": [{**session, "xp_earned": earned}]}
+            )
+            assert answer.json()["created"] == 1
+        totals = [(await phone.call("GET", "/users/me/stats")).json()["total_xp"] for phone in (a, b)]
+        assert totals == [50, 7]
+
+    async def test_the_same_ids_of_two_phones_are_two_puzzles(self, edge: Edge) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        session = puzzle_session()
+        for phone, duration in ((a, 1), (b, 2), (a, 3)):
+            answer = await phone.call("POST", "/v1/sessions", json={"sessions": [{**session, "duration": duration}]})
+            assert answer.json() == {"synced": 1, "conflicts": 0, "rejected": []}
+        for phone, duration in ((a, 3), (b, 2)):
+            listed = (await phone.call("GET", "/v1/sessions")).json()
+            assert ([one["duration"] for one in listed["sessions"]], listed["total"]) == ([duration], 1)
+
+    async def test_the_same_ids_of_two_phones_are_two_exercise_sessions(self, edge: Edge) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        id = str(uuid4())
+        for phone, duration in ((a, 10), (b, 20)):
+            answer = await phone.call("POST", "/sessions", json=exercise_session(id=id, duration=duration))
+            assert (answer.status_code, answer.json()["id"]) == (201, id)
+        for phone, duration in ((a, 10), (b, 20)):
+            assert (await phone.call("GET", f"/sessions/{id}")).json()["duration"] == duration
+            listed = (await phone.call("GET", "/sessions")).json()["sessions"]
+            assert [one["duration"] for one in listed] == [duration]
+
+    async def test_somebody_elses_session_is_forbidden_over_grpc_too(
+        self, edge: Edge, channel: grpc.aio.Channel
+    ) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        id = (await a.call("POST", "/sessions", json=exercise_session())).json()["id"]
+        method = "/satchel.sessions.v1.ExerciseSessionService/GetExerciseSession"
+        request = json_format.ParseDict({"id": id}, request_for(method))
+        assert (await asked(channel, method, request, b.metadata))[1] == "FORBIDDEN"
+        assert (await asked(channel, method, request, a.metadata))[0].id == id
+
+    async def test_an_administrator_reads_no_other_users_session(self, edge: Edge, callers: Callers) -> None:
+        owner = await edge.phone()
+        id = (await owner.call("POST", "/sessions", json=exercise_session())).json()["id"]
+        answer = await edge.http.get(f"/sessions/{id}", headers={"authorization": callers.headers["admin"]})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "AUTH_FORBIDDEN")
+
+    async def test_the_same_idempotency_key_of_two_phones_is_two_keys(self, edge: Edge) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        headers = {"idempotency-key": "one-and-the-same"}
+        ids = set()
+        for phone, duration in ((a, 10), (b, 20)):
+            answer = await phone.call("POST", "/sessions", json=exercise_session(duration=duration), headers=headers)
+            assert (answer.status_code, answer.json()["duration"]) == (201, duration)
+            ids.add(answer.json()["id"])
+        assert len(ids) == 2
+
+    async def test_totals_are_each_users_own(self, edge: Edge) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        before = (await b.call("GET", "/users/me/stats")).json()
+        await a.call("PATCH", "/users/me/stats", json={"total_xp": 99, "extra": {"mine": True}})
+        await a.call("POST", "/sessions/batch_upload", json={"sessions": [device_session()]})
+        await a.call("POST", "/v1/sessions", json={"sessions": [puzzle_session()]})
+        await a.call("POST", "/sessions", json=exercise_session())
+        assert (await b.call("GET", "/users/me/stats")).json() == before
+        for path in ("/sessions", "/v1/sessions"):
+            assert (await b.call("GET", path)).json()["sessions"] == []
+
+    async def test_the_free_tier_counts_each_users_puzzles_alone(self, edge: Edge) -> None:
+        for phone in (await edge.phone(), await edge.phone()):
+            answer = await phone.call("POST", "/v1/sessions", json={"sessions": [puzzle_session()]})
+            assert answer.json()["synced"] == 1
+
+    async def test_a_page_token_of_one_user_shows_nothing_of_hers_to_another(self, edge: Edge) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        for _ in range(3):
+            await a.call("POST", "/sessions", json=exercise_session())
+        token = (await a.call("GET", "/sessions?pageSize=1")).json()["nextPageToken"]
+        assert token
+        assert (await b.call("GET", "/sessions", params={"pageToken": token})).json()["sessions"] == []
+
+    async def test_signing_out_everywhere_ends_nobody_elses_sign_in(self, edge: Edge) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        assert (await a.call("POST", "/v1/auth/signout", json={"scope": "all"})).json() == {"signed_out": 1}
+        await until_revoked_everywhere(a)
+        assert (await b.call("GET", "/v1/auth/me")).json()["id"] == b.user_id
+        answer = await edge.http.post("/v1/auth/refresh", json={"refresh_token": b.refresh_token})
+        assert answer.status_code == 200
+
+    async def test_the_account_and_the_subscription_are_the_callers(self, edge: Edge) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        answers: list[httpx.Response] = [await phone.call("GET", "/v1/auth/me") for phone in (a, b, a)]
+        assert [answer.json()["id"] for answer in answers] == [a.user_id, b.user_id, a.user_id]
