@@ -1,0 +1,119 @@
+"""Measures Satchel on a fresh home and prints one table: `python -m bench`, or `make bench`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from bench import calls, report, uploads
+from bench.machine import machine
+from bench.memory import Usage, usage
+from bench.rounds import Pair, compare
+from bench.stack import stack
+
+GROUPS = ("calls", "batches", "memory", "start")
+STARTS = 3
+SETTLED = 2.0  # seconds after the start, or the load, until memory is looked at
+
+NOTES = f"""\
+Each figure is measured right beside its floor, round after round, in alternating order. Figures are medians; a ratio
+is the median of the rounds' ratios, and "rounds" shows the lowest and the highest of them. The clients share the
+machine's cores with everything they measure.
+
+- {calls.FLOOR}: the generated servicer of the same rpc, answering a constant of the same size; one process,
+  grpc.aio on uvloop, no interceptors. Client, token and messages are the same: {calls.IN_FLIGHT} users with a call in
+  flight each, on {calls.CHANNELS} channels; as JSON on {calls.IN_FLIGHT} keep-alive connections of a client of a few
+  lines.
+- {uploads.FLOOR}: the statement with which the service stores a batch, prepared and in binary, on one autocommitting
+  psycopg connection, into a table like the service's in the same PostgreSQL, with fsync on. The rows are the same;
+  there is no network, identity, validation or feed. Batches are encoded before time is taken, their ids are new each
+  time, and each client is a user with a connection of its own.
+- {uploads.REFERENCE}: the same batch into bench/reference_app.py: FastAPI on uvicorn, with as many processes as a
+  service has, pydantic, and SQLAlchemy's async ORM on asyncpg into the same PostgreSQL.
+- Memory is the sum over every process of the stack as PSS, where a page that n processes share counts 1/n in each: so
+  PostgreSQL's shared buffers and the libraries count once. RSS counts them in every process."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per figure (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.25, help="per measurement (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes per service (default: %(default)s)")
+    parser.add_argument("--only", action="append", choices=GROUPS, help="measure this group; may be repeated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every round to FILE")
+    options = parser.parse_args()
+    uvloop.run(measure(options, set(options.only or GROUPS)))
+
+
+async def measure(options: argparse.Namespace, groups: set[str]) -> None:
+    busy = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="satchel-bench-") as name:
+        directory, workers = Path(name), options.workers
+        home = directory / "home"
+        starts = await _starts(home, workers) if "start" in groups else []
+        pairs: list[Pair] = []
+        memory: dict[str, list[Usage]] = {}
+        async with stack(home, workers=workers) as running:
+            about = machine(running.database_url)
+            if "memory" in groups:
+                await asyncio.sleep(SETTLED)
+                memory["idle"] = usage(running)
+            makers: dict[str, Callable[[AsyncExitStack], Awaitable[list[Pair]]]] = {
+                "calls": lambda exit: calls.pairs(running, directory, exit),
+                "batches": lambda exit: uploads.pairs(running, directory, exit, workers=workers),
+            }
+            for group, make in makers.items():
+                if group in groups:
+                    _say(f"Measuring {group}: {options.rounds} rounds")
+                    async with AsyncExitStack() as exit:
+                        made = await make(exit)
+                        await compare(made, rounds=options.rounds, seconds=options.seconds)
+                    pairs += made
+            if memory and pairs:
+                await asyncio.sleep(SETTLED)
+                memory["after the load"] = usage(running)
+    about["Load average before"] = f"{busy:.2f}"
+    about["Run"] = f"{options.rounds} rounds of {options.seconds:g} s, processes per service: {workers} (make run: 1)"
+    _print(about, pairs, memory, starts)
+    if options.json:
+        written = report.as_json(about=about, pairs=pairs, memory=memory, starts=starts)
+        options.json.write_text(json.dumps(written, indent=2) + "\n")
+
+
+async def _starts(home: Path, workers: int) -> list[float]:
+    """Seconds of a few starts on a home that an earlier start has made."""
+    seconds = []
+    for number in range(STARTS + 1):
+        _say(f"Starting the stack ({number} of {STARTS})" if number else "Making the data directory")
+        async with stack(home, workers=workers) as running:
+            seconds.append(running.seconds_to_start)
+    return seconds[1:]
+
+
+def _print(about: dict[str, str], pairs: list[Pair], memory: dict[str, list[Usage]], starts: list[float]) -> None:
+    lines = [report.compared(pair) for pair in pairs]
+    for when, parts in memory.items():
+        target = report.IDLE_TARGET if when == "idle" else None
+        lines.append(report.held(f"Memory of the stack, {when}", parts, target=target))
+    if starts:
+        lines.append(report.started(starts))
+    facts = "\n".join(f"- {name}: {fact}" for name, fact in about.items())
+    details = "\n".join(f"- {report.breakdown(f'Memory {when}', parts)}" for when, parts in memory.items())
+    print("\n\n".join([facts, report.table(lines), "\n".join(filter(None, [NOTES, details]))]))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
