@@ -37,8 +37,10 @@ machine's cores with everything they measure.
   psycopg connection, into a table like the service's in the same PostgreSQL, with fsync on. The rows are the same;
   there is no network, identity, validation or feed. Batches are encoded before time is taken, their ids are new each
   time, and each client is a user with a connection of its own.
-- {uploads.REFERENCE}: the same batch into bench/reference_app.py: FastAPI on uvicorn, with as many processes as a
-  service has, pydantic, and SQLAlchemy's async ORM on asyncpg into the same PostgreSQL.
+- {uploads.EACH}: the same batch into bench/reference_app.py, FastAPI on uvicorn with as many processes as a
+  service has, pydantic, and SQLAlchemy's async ORM on asyncpg into the same PostgreSQL. It makes the same promise, a
+  receipt for each item and no bad one that sinks the rest, in the ORM's way: a savepoint for each.
+- {uploads.BULK}: the same app without that promise: one SELECT, one add_all, and one bad item sinks its batch.
 - Memory is the sum over every process of the stack as PSS, where a page that n processes share counts 1/n in each: so
   PostgreSQL's shared buffers and the libraries count once. RSS counts them in every process."""
 

@@ -18,10 +18,12 @@ from bench.wire import Metadata, channels, metadata, sign_up
 
 CLIENTS = 8
 FLOOR = "bare upsert"
-REFERENCE = "FastAPI, 8 clients"
+EACH = "FastAPI item by item, 8 clients"
+BULK = "FastAPI in bulk, 8 clients"
 
 _Rpc = grpc.aio.UnaryUnaryMultiCallable[bytes, device_sessions_pb2.BatchUploadResponse]
 _PATH = "/sessions/batch_upload"
+_BULK_PATH = "/sessions/batch_upload_in_bulk"
 _RPC = "/satchel.sessions.v1.DeviceSessionService/BatchUpload"
 
 
@@ -30,7 +32,8 @@ async def pairs(stack: Stack, directory: Path, exit: AsyncExitStack, *, workers:
     tokens = await sign_up(stack.addresses["envoy"], CLIENTS)
     floor = exit.enter_context(upsert(stack.database_url)).rows
     rival = await exit.enter_async_context(reference(stack.database_url, directory, workers=workers))
-    fastapi = _by_json(rival.address, [rival.token() for _ in range(CLIENTS)])
+    each = _by_json(rival.address, [rival.token() for _ in range(CLIENTS)])
+    bulk = _by_json(rival.address, [rival.token() for _ in range(CLIENTS)], path=_BULK_PATH)
     grpc_one = await _by_grpc(stack.addresses["sessions"], tokens[:1], exit)
     grpc_all = await _by_grpc(stack.addresses["sessions"], tokens, exit)
     json_one = _by_json(stack.addresses["envoy"], tokens[:1])
@@ -40,8 +43,9 @@ async def pairs(stack: Stack, directory: Path, exit: AsyncExitStack, *, workers:
         ("100-session batches, gRPC, 8 clients", grpc_all, FLOOR, floor, 0.5),
         ("100-session batches, JSON through Envoy, 1 client", json_one, FLOOR, floor, None),
         ("100-session batches, JSON through Envoy, 8 clients", json_all, FLOOR, floor, 0.35),
-        ("100-session batches, gRPC, 8 clients", grpc_all, REFERENCE, fastapi, 5.0),
-        ("100-session batches, JSON through Envoy, 8 clients", json_all, REFERENCE, fastapi, 5.0),
+        ("100-session batches, gRPC, 8 clients", grpc_all, EACH, each, 5.0),
+        ("100-session batches, JSON through Envoy, 8 clients", json_all, EACH, each, 5.0),
+        ("100-session batches, JSON through Envoy, 8 clients", json_all, BULK, bulk, None),
     ]
     return [
         Pair(name=name, floor_name=beside, unit="rows/s", figure=figure, floor=under, target=target)
@@ -77,11 +81,11 @@ def _caller(channel: grpc.aio.Channel, caller: Metadata, ready: Iterator[bytes])
     return call
 
 
-def _by_json(address: str, tokens: list[str]) -> Measure:
+def _by_json(address: str, tokens: list[str], *, path: str = _PATH) -> Measure:
     template = batches.json_template()
 
     def caller(connection: http1.Connection, token: str, ready: Iterator[bytes]) -> Callable[[], Awaitable[bool]]:
-        head = http1.request("POST", _PATH, address, token, template.length)
+        head = http1.request("POST", path, address, token, template.length)
 
         async def call() -> bool:
             body = next(ready, None)

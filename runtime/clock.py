@@ -12,6 +12,7 @@ from runtime.errors import Failure, invalid
 EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 # A phone's clock may be ahead; a day covers a wrong time zone as well.
 LEAD: Final = timedelta(days=1)
+_CANONICAL_CHARS: Final = len("2026-02-26T10:00:00Z")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -57,11 +58,15 @@ def format_time(time: datetime) -> str:
     return f"{text.removesuffix('000')}Z" if "." in text else f"{text}Z"
 
 
+def canonical_time(text: str, time: datetime) -> str:
+    """As format_time(time), for a `time` that was read from `text`: most phones write it so already."""
+    return text if len(text) == _CANONICAL_CHARS and text[10] == "T" and text[-1] == "Z" else format_time(time)
+
+
 def to_timestamp(time: datetime) -> Timestamp:
     """A moment as a message. Pairs with from_timestamp."""
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
+    since = time - _EPOCH
+    return Timestamp(seconds=since.days * 86400 + since.seconds, nanos=since.microseconds * 1000)
 
 
 def from_timestamp(field: str, message: Timestamp) -> datetime:

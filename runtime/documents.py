@@ -43,7 +43,8 @@ def counted(found: Items, field: str) -> Items:
 
 def struct_to_json(struct: struct_pb2.Struct) -> dict[str, Any]:
     """A Struct as a dict; whole numbers as int, as JSON prints them. Pairs with struct_from_json."""
-    return {name: _value_to_json(value) for name, value in struct.fields.items()}
+    fields = struct.fields
+    return {name: _value_to_json(fields[name]) for name in fields}
 
 
 def list_to_json(values: struct_pb2.ListValue) -> list[Any]:
@@ -59,20 +60,15 @@ def struct_from_json(data: Mapping[str, Any]) -> struct_pb2.Struct:
 
 
 def _value_to_json(value: struct_pb2.Value) -> Any:
-    match value.WhichOneof("kind"):
-        case "number_value":
-            number = value.number_value
-            return int(number) if number.is_integer() and abs(number) <= 2**53 else number
-        case "string_value":
-            return value.string_value
-        case "bool_value":
-            return value.bool_value
-        case "struct_value":
-            return struct_to_json(value.struct_value)
-        case "list_value":
-            return list_to_json(value.list_value)
-        case _:
-            return None
+    kind = value.WhichOneof("kind")
+    if kind == "number_value":
+        number = value.number_value
+        return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+    if kind == "struct_value":
+        return struct_to_json(value.struct_value)
+    if kind == "list_value":
+        return list_to_json(value.list_value)
+    return None if kind is None or kind == "null_value" else getattr(value, kind)
 
 
 def _parse(document: bytes) -> Any:

@@ -26,7 +26,7 @@ from runtime.contract import Policy
 from runtime.errors import Failure, Reason, invalid, rest_body, rpc_status
 from runtime.identity import Verifier, authorize
 from runtime.limits import RateLimiter
-from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, logger
+from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, logger
 
 MAX_KEY_CHARS: Final = 255
 # What the transcoder of the edge adds to a call that came in as JSON.
@@ -184,14 +184,14 @@ class _Guard:
         self._answers[outcome.code].inc()
         # Probes and the services' talk among themselves are many and say nothing while they go well.
         routine = self._policy.service.startswith("grpc.") or (_is_service(call) and outcome.reason is None)
-        (logger().debug if routine else logger().info)(
-            "rpc",
+        log_rpc(
+            routine,
             method=self._policy.method,
             code=outcome.code.name,
             reason=outcome.reason,
             ms=round(seconds * 1000, 2),
             request_id=call.request_id,
-            user=str(call.principal.user_id) if call.principal else None,
+            user=call.principal.user_id if call.principal else None,
             client=call.client_ip,
         )
 
@@ -287,11 +287,12 @@ async def abort(failure: Failure, call: Call, context: ServicerContext[Any, Any]
 def _begin(policy: Policy, context: ServicerContext[Any, Any]) -> tuple[Call, dict[str, str]]:
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     request_id = metadata.get("x-request-id", "")
+    agent = metadata.get("user-agent", "")[:200]
     call = Call(
         policy=policy,
         request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid4().hex,
         client_ip=metadata.get("x-envoy-external-address") or _peer(context.peer()),
-        user_agent="".join(one for one in metadata.get("user-agent", "")[:200] if one.isprintable()),
+        user_agent=agent if agent.isprintable() else "",
         rest=REST_MARK in metadata,
         status=policy.success_status,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from satchel.options.v1 import options_pb2 as options
@@ -40,13 +41,16 @@ def recording_from_pb(message: pb.DeviceSession) -> Recording:
         data["device_type"] = message.device_type
     if message.training_id:
         data["training_id"] = message.training_id
+    has: Callable[[str], bool] = message.HasField  # type: ignore[assignment]  # the names are the message's own
     for name in _TIMES:
-        if message.HasField(name):
+        if has(name):
             data[name] = text_of(name, getattr(message, name))
-    data.update({field.name: value for field, value in message.ListFields() if field.name in _NUMBERS})
-    if message.HasField("device_metrics"):
+    for name in _NUMBERS:
+        if has(name):
+            data[name] = getattr(message, name)
+    if has("device_metrics"):
         data["device_metrics"] = struct_to_json(message.device_metrics)
-    if message.HasField("samples"):
+    if has("samples"):
         data["samples"] = list_to_json(message.samples)
     return Recording(id=message.client_session_id, data=data)
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime.call import IdempotencyKey, Principal
-from runtime.clock import format_time, parse_time, plausible
+from runtime.clock import canonical_time, parse_time, plausible
 from runtime.errors import Failure, invalid, kept, recalled
 from runtime.ids import parse_uuid
 from services.sessions.batches import capture, named
@@ -98,12 +98,12 @@ class DeviceSessions:
         domain = device if isinstance(device, str) and device in DEVICES else OTHER_DEVICES
         self._schemas.check(domain, data)
         started = plausible("started_at", parse_time("started_at", data["started_at"]), now)
-        data["started_at"] = format_time(started)
+        data["started_at"] = canonical_time(data["started_at"], started)
         if "ended_at" in data:
             ended = plausible("ended_at", parse_time("ended_at", data["ended_at"]), now)
             if ended < started:
                 raise invalid("ended_at", "is before started_at")
-            data["ended_at"] = format_time(ended)
+            data["ended_at"] = canonical_time(data["ended_at"], ended)
         return Draft(key=Key(domain, id), data=data, raw=encode(data), happen_time=started)
 
 

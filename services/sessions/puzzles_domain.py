@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime.call import IdempotencyKey, Principal
-from runtime.clock import format_time, parse_moment, parse_time, plausible
+from runtime.clock import canonical_time, parse_moment, parse_time, plausible
 from runtime.errors import Failure, Reason, invalid, kept, missing, recalled
 from services.sessions import paging
 from services.sessions.batches import capture, named
@@ -123,7 +123,7 @@ class PuzzleSessions:
         # To a schema 900.0 is an integer, and some phones write every number so.
         data = {name: int(value) if isinstance(value, float) else value for name, value in data.items()}
         played = plausible("timestamp", parse_time("timestamp", data["timestamp"]), now)
-        data["timestamp"] = format_time(played)
+        data["timestamp"] = canonical_time(data["timestamp"], played)
         return Draft(key=Key(DOMAIN, id), data=data, raw=encode(data), happen_time=played)
 
     async def _over_limit(self, caller: Principal, feed: Feed, drafts: Iterable[Draft]) -> dict[Key, None]:
