@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from psycopg import sql
 
 from deploy.edge import envoy_part
 from deploy.envoy.edge import bootstrap
-from deploy.parts import ROOT, running
+from deploy.parts import ROOT, Part, running
 from deploy.postgres import postgres
 from deploy.redis import redis
 from deploy.sockets import free_ports
@@ -159,14 +161,39 @@ async def envoy_for(config: Config, directory: Path) -> AsyncIterator[Edge]:
         yield Edge(Mesh(config), url, port, http, log)
 
 
+def service_part(name: str, config: Config, directory: Path) -> Part:
+    """A service as a process of its own, as production runs it."""
+    addresses = {f"SATCHEL_{one.upper()}_ADDRESS": config.address(one) for one in SERVICES}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "SATCHEL_HOME": str(config.home),
+        "SATCHEL_DATABASE_URL": config.database_url,
+        "SATCHEL_REDIS_URL": config.redis_url,
+        "SATCHEL_RATE_LIMITS": config.rate_limits,
+        **addresses,
+    }
+    command = [sys.executable, "-m", "services" if name == "all" else f"services.{name}"]
+    return Part(name=name, command=command, log=directory / f"{name}.log", env=environment)
+
+
+async def until_healthy(edge: Edge) -> None:
+    async with asyncio.timeout(30):
+        while (await edge.http.get("/healthz")).status_code != 200:
+            await asyncio.sleep(0.02)
+
+
 @pytest.fixture(scope="session")
 async def edge(
     new_database: Callable[[], str], redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Edge]:
-    """One mesh for all tests that bring users of their own; rate limits are off."""
+    """One mesh for all tests that bring users of their own; rate limits are off.
+
+    In a process of its own: this one's loop stands still while a test without `async` runs, and Envoy would notice.
+    """
     directory = tmp_path_factory.mktemp("edge")
     config = config_for(directory / "home", database_url=new_database(), redis_url=redis_url)
-    async with edge_of(config, directory) as started:
+    async with running(service_part("all", config, directory)), envoy_for(config, directory) as started:
+        await until_healthy(started)
         yield started
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -15,11 +14,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from deploy.parts import Child, Part, running
+from deploy.parts import Child, running
 from deploy.postgres import postgres_part
 from deploy.redis import redis_part
 from runtime.config import SERVICES
-from tests.conftest import Edge, config_for, edge_of, envoy_for
+from tests.conftest import Edge, config_for, edge_of, envoy_for, service_part, until_healthy
 from tests.factories import PASSWORD, Phone, device_session
 
 PATIENCE = 20.0
@@ -131,20 +130,6 @@ async def test_without_redis_everything_goes_on_and_health_says_degraded(databas
             assert (await until(lambda: edge.http.get("/healthz"), 200)).json()["status"] == "ok"
 
 
-def service_part(name: str, config: Any, directory: Path) -> Part:
-    """A service as a process of its own, as production runs it."""
-    addresses = {f"SATCHEL_{one.upper()}_ADDRESS": config.address(one) for one in SERVICES}
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "SATCHEL_HOME": str(config.home),
-        "SATCHEL_DATABASE_URL": config.database_url,
-        "SATCHEL_RATE_LIMITS": "off",
-        **addresses,
-    }
-    command = [sys.executable, "-m", "services" if name == "all" else f"services.{name}"]
-    return Part(name=name, command=command, log=directory / f"{name}.log", env=environment)
-
-
 async def test_a_killed_service_is_unavailable_at_once_and_back_when_it_is(database_url: str, directory: Path) -> None:
     config = config_for(directory / "home", database_url=database_url)
     async with AsyncExitStack() as stack:
@@ -152,7 +137,7 @@ async def test_a_killed_service_is_unavailable_at_once_and_back_when_it_is(datab
         children = {
             name: await stack.enter_async_context(running(service_part(name, config, directory))) for name in SERVICES
         }
-        await until(lambda: edge.http.get("/healthz"), 200)
+        await until_healthy(edge)
         phone = await edge.phone()
         sessions = [device_session() for _ in range(50)]
 
@@ -211,7 +196,7 @@ async def test_two_replicas_share_one_address_and_cover_for_each_other(database_
         replicas = [
             await stack.enter_async_context(running(service_part("sessions", config, directory))) for _ in range(2)
         ]
-        await until(lambda: edge.http.get("/healthz"), 200)
+        await until_healthy(edge)
         phone = await edge.phone()
         session = device_session()
 
