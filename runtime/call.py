@@ -32,7 +32,7 @@ class IdempotencyKey:
     """sha256 of the request, independent of the order of its map entries."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Call:
     """One call while it is served; the interceptor fills it in as it learns more."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 # Seconds. Long enough to gather some calls of a busy process, short beside what a call takes in one.
-INTERVAL: Final = 0.004
+INTERVAL: Final = 0.008
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -22,23 +22,22 @@ class Coalesced(Generic[K, V]):
 
     def __init__(self, load: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]]) -> None:
         self._load = load
-        self._waiting: dict[K, asyncio.Future[V | None]] = {}
+        self._waiting: dict[K, list[asyncio.Future[V | None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._next_at = 0.0
 
     async def get(self, key: K) -> V | None:
         """The value of `key`, or None when there is none. Raises what the load raises."""
-        future = self._waiting.get(key)
-        if future is None:
-            future = self._waiting[key] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        # One for each caller, so that the cancellation of one does not reach the others.
+        future: asyncio.Future[V | None] = loop.create_future()
+        self._waiting.setdefault(key, []).append(future)
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="coalesced load")
-        # One caller's cancellation must not reach the others who wait for the same key.
-        return await asyncio.shield(future)
+            self._task = loop.create_task(self._run(loop), name="coalesced load")
+        return await future
 
-    async def _run(self) -> None:
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            loop = asyncio.get_running_loop()
             while self._waiting:
                 if (pause := self._next_at - loop.time()) > 0:
                     await asyncio.sleep(pause)
@@ -47,11 +46,16 @@ class Coalesced(Generic[K, V]):
                 try:
                     found = await self._load(list(batch))
                 except Exception as error:
-                    for future in batch.values():
+                    for future in _still_waiting(batch):
                         future.set_exception(error)
-                        future.exception()  # read, so that a caller who went away leaves no complaint behind
                 else:
-                    for key, future in batch.items():
-                        future.set_result(found.get(key))
+                    for key, futures in batch.items():
+                        for future in _still_waiting({key: futures}):
+                            future.set_result(found.get(key))
         finally:
             self._task = None
+
+
+def _still_waiting(batch: Mapping[K, Sequence[asyncio.Future[V | None]]]) -> Iterator[asyncio.Future[V | None]]:
+    """The futures of callers who have not gone away."""
+    return (future for futures in batch.values() for future in futures if not future.done())

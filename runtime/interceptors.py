@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
-from uuid import uuid4
 
 import grpc
 import orjson
@@ -290,7 +291,7 @@ def _begin(policy: Policy, context: ServicerContext[Any, Any]) -> tuple[Call, di
     agent = metadata.get("user-agent", "")[:200]
     call = Call(
         policy=policy,
-        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid4().hex,
+        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else os.urandom(16).hex(),
         client_ip=metadata.get("x-envoy-external-address") or _peer(context.peer()),
         user_agent=agent if agent.isprintable() else "",
         rest=REST_MARK in metadata,
@@ -299,6 +300,7 @@ def _begin(policy: Policy, context: ServicerContext[Any, Any]) -> tuple[Call, di
     return call, metadata
 
 
+@lru_cache(maxsize=1024)
 def _peer(peer: str) -> str:
     """The address in gRPC's name of a peer, such as ipv4:127.0.0.1:4711."""
     kind, _, rest = peer.partition(":")

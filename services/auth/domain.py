@@ -64,7 +64,8 @@ class Account:
 
     def at(self, now: datetime) -> Account:
         """The account with the expiry of its subscription judged at `now`."""
-        return replace(self, subscription=self.subscription.at(now))
+        judged = self.subscription.at(now)
+        return self if judged is self.subscription else replace(self, subscription=judged)
 
 
 @dataclass(frozen=True, kw_only=True)
