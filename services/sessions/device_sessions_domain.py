@@ -128,4 +128,6 @@ def _uploaded(
 
 def _shown_id(recording: Recording | Failure) -> str:
     id = recording.id if isinstance(recording, Recording) else None
-    return id[:100].encode("utf-8", "replace").decode() if isinstance(id, str) else ""
+    if not isinstance(id, str):
+        return ""
+    return id[:100] if id.isascii() else id[:100].encode("utf-8", "replace").decode()

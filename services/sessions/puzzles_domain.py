@@ -170,4 +170,6 @@ def _parse_id(id: Any) -> str:
 
 def _shown_id(item: Submitted | Failure) -> str:
     id = item.id if isinstance(item, Submitted) else None
-    return id[:100].encode("utf-8", "replace").decode() if isinstance(id, str) else ""
+    if not isinstance(id, str):
+        return ""
+    return id[:100] if id.isascii() else id[:100].encode("utf-8", "replace").decode()
