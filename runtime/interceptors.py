@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
 
 import grpc
-import orjson
 import psycopg
 import psycopg_pool
-from google.api import httpbody_pb2
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from grpc.aio import AbortError, ServicerContext
 from satchel.options.v1 import options_pb2 as options
 
-from runtime.call import Call, IdempotencyKey, current
+from runtime.call import Call, current
 from runtime.clock import utc_now
 from runtime.contract import Policy
-from runtime.errors import Failure, Reason, invalid, rest_body, rpc_status
+from runtime.errors import Failure, Reason, rest_body, rpc_status
+from runtime.idempotency import idempotency_key_of
 from runtime.identity import Verifier, authorize
 from runtime.limits import RateLimiter
 from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, logger
 
-MAX_KEY_CHARS: Final = 255
 # What the transcoder of the edge adds to a call that came in as JSON.
 REST_MARK: Final = "x-envoy-original-path"
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_PRINTABLE: Final = re.compile(r"[\x21-\x7e]+")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -94,7 +89,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         if self._limiter is not None and policy.limits and not _is_service(call):
             call.headers += await self._limiter.admit(call, request)
         if policy.takes_key:
-            call.idempotency = _idempotency(metadata, request)
+            call.idempotency = idempotency_key_of(metadata, request)
 
     @property
     def call_timeout(self) -> float:
@@ -319,45 +314,6 @@ async def _send_headers(call: Call, context: ServicerContext[Any, Any]) -> None:
         headers.append(("x-http-status", str(call.status)))
     if headers:
         await context.send_initial_metadata(tuple(headers))
-
-
-def _idempotency(metadata: dict[str, str], request: Any) -> IdempotencyKey | None:
-    key = metadata.get("idempotency-key") or metadata.get("x-idempotency-key") or _key_inside(request)
-    if not key:
-        return None
-    if len(key) > MAX_KEY_CHARS:
-        raise invalid("idempotency_key", f"is longer than {MAX_KEY_CHARS} characters", "TOO_LONG")
-    if not _PRINTABLE.fullmatch(key):
-        raise invalid("idempotency_key", "must be printable ASCII without spaces", "INVALID_FORMAT")
-    return IdempotencyKey(key=key, digest=_digest(request))
-
-
-def _key_inside(request: Any) -> str:
-    """The key that the request itself names, in its field or in its JSON document."""
-    document = _document(request)
-    if b'"idempotency_key"' not in document:
-        return str(getattr(request, "idempotency_key", ""))
-    try:
-        parsed = orjson.loads(document)
-    except orjson.JSONDecodeError:
-        return ""
-    key = parsed.get("idempotency_key") if isinstance(parsed, dict) else None
-    return key if isinstance(key, str) else ""
-
-
-def _document(request: Any) -> bytes:
-    document = getattr(request, "document", None)
-    return document.data if isinstance(document, httpbody_pb2.HttpBody) else b""
-
-
-def _digest(request: Message) -> bytes:
-    """sha256 of what the request asks for, the same for the same content in another order or spacing."""
-    document = _document(request)
-    if document:
-        with suppress(orjson.JSONDecodeError, orjson.JSONEncodeError):  # what cannot be read is compared as it is
-            document = orjson.dumps(orjson.loads(document), option=orjson.OPT_SORT_KEYS)
-        return hashlib.sha256(document).digest()
-    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
 def _unknown_method(method: str) -> Handler:

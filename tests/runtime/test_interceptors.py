@@ -299,11 +299,11 @@ async def test_a_key_is_the_same_for_the_same_content_only() -> None:
     from google.api.httpbody_pb2 import HttpBody
     from satchel.sessions.v1.puzzle_sessions_pb2 import UploadPuzzleSessionsJsonRequest
 
-    from runtime.interceptors import _idempotency
+    from runtime.idempotency import idempotency_key_of
 
     def digest(document: bytes) -> bytes:
         request = UploadPuzzleSessionsJsonRequest(document=HttpBody(data=document))
-        key = _idempotency({"idempotency-key": "k"}, request)
+        key = idempotency_key_of({"idempotency-key": "k"}, request)
         assert key is not None
         return key.digest
 
@@ -314,10 +314,10 @@ async def test_a_key_is_the_same_for_the_same_content_only() -> None:
 
 @pytest.mark.parametrize("key", ["x" * 256, "two words", "ümlaut"])
 async def test_a_key_that_cannot_be_kept_is_refused(key: str) -> None:
-    from runtime.interceptors import _idempotency
+    from runtime.idempotency import idempotency_key_of
 
     with pytest.raises(Failure) as refused:
-        _idempotency({"idempotency-key": key}, object())
+        idempotency_key_of({"idempotency-key": key}, object())
     assert refused.value.reason is Reason.FIELD_INVALID
     assert refused.value.violations[0].field == "idempotency_key"
 
