@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -262,8 +263,6 @@ class TestSeed000:
             device_session(device_metrics={"note": "cut in the middle of an emoji \ud83d"}),
         ]
         good = [device_session(), device_session(device_type="rower", device_metrics={})]
-        import json
-
         content = json.dumps({"sessions": [good[0], *bad, good[1]]})
         answer = await phone.call("POST", "/sessions/batch_upload", content=content)
         assert answer.status_code == 200
