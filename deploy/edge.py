@@ -58,6 +58,13 @@ def envoy_part(
     )
 
 
+async def reaches_all(admin: Path) -> bool:
+    """Whether Envoy has found every service healthy; it asks on its own, at its own times."""
+    _, body = await http_get(admin, "/clusters")
+    flags = [line.rpartition("::")[2] for line in body.splitlines() if "::health_flags::" in line]
+    return bool(flags) and all(flag == "healthy" for flag in flags)
+
+
 async def _active_requests(admin: Path) -> int:
     """Calls Envoy is answering right now, those to its admin listener aside; 0 when it doesn't answer."""
     _, body = await http_get(admin, "/stats?filter=^http%5C..*downstream_rq_active$")

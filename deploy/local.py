@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from deploy import leftovers
+from deploy.edge import reaches_all
 from deploy.parts import Child, PartFailed, completed
 from deploy.settings import Refused, Settings, from_environment
 from deploy.sockets import check_free, http_get
@@ -88,17 +89,18 @@ async def _bring_up(settings: Settings, supervisor: Supervisor) -> None:
     await completed(stack.migration())
     await supervisor.start(*stack.services())
     await supervisor.start(stack.edge())
-    await _until_healthy(settings, supervisor)
+    await _until_healthy(settings, stack, supervisor)
     # From when this process was made, so that the interpreter's own start counts.
     _greet(settings, stack, supervisor, time.time() - psutil.Process().create_time())
 
 
-async def _until_healthy(settings: Settings, supervisor: Supervisor) -> None:
+async def _until_healthy(settings: Settings, stack: Stack, supervisor: Supervisor) -> None:
+    """Returns when the mesh says that it is well, and the edge has found so too: a first call must not be refused."""
     deadline = time.monotonic() + READY_WITHIN
     answer = (0, "")
     while time.monotonic() < deadline:
         answer = await http_get((settings.probe_host, settings.port), "/healthz")
-        if answer[0] == 200:
+        if answer[0] == 200 and await reaches_all(stack.admin):
             return
         await asyncio.sleep(0.05)
     silent = [child for child in supervisor.children if not await _answers(child)]

@@ -83,9 +83,14 @@ class Stack:
                 parts.append(self._module(f"services.{service}", name, url=address, SATCHEL_METRICS_ADDRESS=metrics))
         return parts
 
+    @property
+    def admin(self) -> Path:
+        """The socket file of Envoy's admin page."""
+        return socket_directory(self.run, ADMIN_SOCKET) / ADMIN_SOCKET
+
     def edge(self) -> Part:
         """Envoy, in front of the services."""
-        admin = socket_directory(self.run, ADMIN_SOCKET) / ADMIN_SOCKET
+        admin = self.admin
         return envoy_part(
             bootstrap(
                 listen=(self.settings.bind, self.settings.port),

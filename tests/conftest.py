@@ -138,6 +138,7 @@ def config_for(home: Path, **given: Any) -> Config:
 async def edge_of(config: Config, directory: Path) -> AsyncIterator[Edge]:
     """Every service under `config`, with an Envoy in front, for as long as the block runs."""
     async with serving(config, ALL), envoy_for(config, directory) as edge:
+        await until_healthy(edge)
         yield edge
 
 

@@ -169,7 +169,7 @@ async def test_a_service_told_to_stop_finishes_what_it_is_at(database_url: str, 
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(envoy_for(config, directory / "edge"))
         child = await stack.enter_async_context(running(service_part("all", config, directory)))
-        await until(lambda: edge.http.get("/healthz"), 200)
+        await until_healthy(edge)
         # argon2id takes long enough for the signal to arrive in the middle.
         request = {"email": "last@example.com", "password": PASSWORD}
         signing_up = asyncio.create_task(edge.http.post("/v1/auth/signup", json=request))
