@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
@@ -13,7 +14,7 @@ from runtime.config import Config
 from runtime.database import database
 from runtime.keys import signing_keys
 from services.auth.domain import Accounts
-from services.auth.passwords import Passwords
+from services.auth.passwords import Passwords, commonest
 from services.auth.servicer import AuthServicer
 from services.auth.store import AuthStore
 from services.auth.tokens import AccessTokens
@@ -23,6 +24,7 @@ from services.auth.tokens import AccessTokens
 async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
     """Adds the auth service to `server` for as long as the block runs."""
     async with database(config.database_url, connections=config.database_connections, name="auth") as db:
+        await asyncio.to_thread(commonest)  # before the first sign-up, which would hold up everybody else's calls
         with closing(Passwords()) as passwords:
             access_tokens = AccessTokens(signing_keys(config.keys))
             accounts = Accounts(AuthStore(db), passwords, access_tokens, admin_email=config.admin_email, now=utc_now)

@@ -29,7 +29,7 @@ def check_password(password: str) -> None:
         raise _refused("TOO_SHORT", f"must have at least {MIN_CHARS} characters")
     if len(password) > MAX_CHARS:
         raise _refused("TOO_LONG", f"must have at most {MAX_CHARS} characters")
-    if len(set(password)) == 1 or password.lower() in _commonest():
+    if len(set(password)) == 1 or password.lower() in commonest():
         raise _refused("TOO_COMMON", "is among the passwords that are guessed first; choose another")
 
 
@@ -75,8 +75,8 @@ def _refused(reason: str, why: str) -> Failure:
 
 
 @cache
-def _commonest() -> frozenset[str]:
-    """Some 30,000 passwords known from breaches, commonest first: the list that zxcvbn ships."""
+def commonest() -> frozenset[str]:
+    """Some 30,000 passwords known from breaches: the list that zxcvbn ships. The first call takes a moment."""
     from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
     return frozenset(FREQUENCY_LISTS["passwords"])
