@@ -278,14 +278,15 @@ async def test_a_unary_call_ends_at_its_deadline() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_caller_who_goes_away_leaves_no_call_behind(kind: str) -> None:
     async with wire() as calls:
-        error = await calls.refusal(kind, b"~", timeout=0.2)
+        error = await calls.refusal(kind, b"~", timeout=1.0)
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await asyncio.wait_for(calls.handlers.ended.wait(), 5)
         active = RPC_ACTIVE.labels(SERVICE, kind)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while active._value.get() != 0:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
+        # On a busy machine the caller may be gone before the handler has begun.
+        assert calls.handlers.ended.is_set() or not calls.handlers.callers
 
 
 async def test_an_unknown_method_is_unimplemented() -> None:
