@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from uuid import UUID
 
@@ -32,6 +34,18 @@ class IdempotencyKey:
     """sha256 of the request, independent of the order of its map entries."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What the contract goes on doing for a stream after it was let in."""
+
+    recheck: Callable[[], Awaitable[None]]
+    """Raises Failure when the token has expired or its sign-in was ended since."""
+    count: Callable[[str], Awaitable[None]]
+    """Counts a message as a call of the rpc that is named as on the wire. Raises Failure(RATE_LIMITED)."""
+    draining: asyncio.Event
+    """Set when this process is about to stop."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Call:
     """One call while it is served; the interceptor fills it in as it learns more."""
@@ -42,12 +56,16 @@ class Call:
     user_agent: str
     rest: bool
     """Whether the caller speaks JSON through the edge."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The headers that came with it, in lower case; no binary ones."""
     principal: Principal | None = None
     idempotency: IdempotencyKey | None = None
     status: int = 200
     """The HTTP status of a successful answer to a REST caller."""
     headers: tuple[tuple[str, str], ...] = ()
     """What the answer's headers carry beside the answer, such as the rate limit."""
+    watch: Watch | None = None
+    """For rpcs that are streams on both sides."""
 
 
 current: ContextVar[Call] = ContextVar("call")
@@ -64,6 +82,19 @@ def principal() -> Principal:
 def idempotency_key() -> IdempotencyKey | None:
     """The call's idempotency key, if the rpc takes one and the caller sent one."""
     return current.get().idempotency
+
+
+def header(name: str) -> str:
+    """One of the headers that came with the call; empty when it did not."""
+    return current.get().metadata.get(name, "")
+
+
+def watch() -> Watch:
+    """What goes on around the stream that is being served; only for rpcs that are streams on both sides."""
+    watched = current.get().watch
+    if watched is None:
+        raise LookupError("this rpc is no stream on both sides")
+    return watched
 
 
 def answer_status(status: int) -> None:

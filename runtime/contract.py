@@ -17,6 +17,7 @@ from satchel.sessions.v1 import (
     exercise_sessions_pb2,
     puzzle_sessions_pb2,
     stats_pb2,
+    sync_pb2,
 )
 from satchel.uploads.v1 import uploads_pb2
 
@@ -26,6 +27,7 @@ FILES: Final = (
     puzzle_sessions_pb2,
     device_sessions_pb2,
     stats_pb2,
+    sync_pb2,
     uploads_pb2,
     health_pb2,
 )

@@ -17,7 +17,12 @@ Items = TypeVar("Items", bound=Sized)
 
 
 def items(document: bytes, field: str) -> list[Any]:
-    """The items under `field` of a JSON object, 1 to 1000 of whatever type.
+    """The items under `field` of a JSON object, 1 to 1000 of whatever type. Raises as items_and_more."""
+    return items_and_more(document, field)[0]
+
+
+def items_and_more(document: bytes, field: str) -> tuple[list[Any], dict[str, Any]]:
+    """The items under `field` of a JSON object, 1 to 1000 of whatever type, and the whole object.
 
     Raises Failure: MALFORMED_REQUEST for what is no JSON object, FIELD_MISSING and FIELD_INVALID for the list.
     """
@@ -29,7 +34,7 @@ def items(document: bytes, field: str) -> list[Any]:
     if not isinstance(parsed[field], list):
         raise invalid(field, "must be a list", "INVALID_TYPE")
     found: list[Any] = parsed[field]
-    return counted(found, field)
+    return counted(found, field), parsed
 
 
 def counted(found: Items, field: str) -> Items:

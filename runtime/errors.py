@@ -133,6 +133,28 @@ class Reason(Enum):
         "SYNC_003",
         "The idempotency key was used for a different request.",
     )
+    SYNC_CONFLICT = Row(
+        StatusCode.ABORTED, 409, "SYNC_CONFLICT", "CONFLICT", "SYNC_004", "The conflict was decided already."
+    )
+    ATOMIC_GROUP = Row(
+        StatusCode.ABORTED,
+        409,
+        "SYNC_CONFLICT",
+        "CONFLICT",
+        "SYNC_004",
+        "Another change of its atomic group could not be applied.",
+    )
+    RESYNC_REQUIRED = _same(
+        StatusCode.FAILED_PRECONDITION, 410, "RESYNC_REQUIRED", "The cursor is too old; start again without one."
+    )
+    VERSION_MISMATCH = Row(
+        StatusCode.FAILED_PRECONDITION,
+        400,
+        "VERSION_MISMATCH",
+        "VERSION_MISMATCH",
+        "SYNC_005",
+        "This version is not supported here; update the app.",
+    )
     RATE_LIMITED = Row(
         StatusCode.RESOURCE_EXHAUSTED,
         429,

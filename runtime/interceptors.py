@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
 
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError
 from grpc.aio import AbortError, ServicerContext
 from satchel.options.v1 import options_pb2 as options
 
-from runtime.call import Call, current
+from runtime.call import Call, Watch, current
 from runtime.clock import utc_now
 from runtime.contract import Policy
 from runtime.errors import Failure, Reason, rest_body, rpc_status
@@ -44,12 +45,17 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         verifier: Verifier,
         limiter: RateLimiter | None,
         call_timeout: float,
+        draining: asyncio.Event,
     ) -> None:
-        """`limiter` None: rate limits are off. `call_timeout` bounds unary calls, in seconds."""
+        """`limiter` None: rate limits are off. `call_timeout` bounds unary calls, in seconds.
+
+        `draining` is set when streams should say goodbye.
+        """
         self._policies = policies
         self._verifier = verifier
         self._limiter = limiter
         self._call_timeout = call_timeout
+        self._draining = draining
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -80,16 +86,30 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(guard.unary_stream, None, handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(guard.unary_unary, None, handler.response_serializer)
 
-    async def admit(self, call: Call, metadata: dict[str, str], request: Any) -> None:
+    async def admit(self, call: Call, request: Any) -> None:
         """Raises Failure unless the contract lets this call through. `request` is None for a request stream."""
         policy = call.policy
         if policy.access != options.ACCESS_PUBLIC:
-            call.principal = await self._verifier.principal(metadata.get("authorization"))
+            call.principal = await self._verifier.principal(call.metadata.get("authorization"))
             authorize(policy.access, call.principal)
         if self._limiter is not None and policy.limits and not _is_service(call):
             call.headers += await self._limiter.admit(call, request)
         if policy.takes_key:
-            call.idempotency = idempotency_key_of(metadata, request)
+            call.idempotency = idempotency_key_of(call.metadata, request)
+
+    def watch(self, call: Call) -> Watch:
+        """What the contract goes on doing for a stream that was let in."""
+
+        async def recheck() -> None:
+            if policy.access != options.ACCESS_PUBLIC:
+                await self._verifier.principal(call.metadata.get("authorization"))
+
+        async def count(method: str) -> None:
+            if self._limiter is not None and not _is_service(call):
+                await self._limiter.admit(replace(call, policy=self._policies[method], headers=()), None)
+
+        policy = call.policy
+        return Watch(recheck=recheck, count=count, draining=self._draining)
 
     @property
     def call_timeout(self) -> float:
@@ -111,12 +131,12 @@ class _Guard:
         self._answers = {code: RPC_ANSWERS.labels(service, method, code.name) for code in grpc.StatusCode}
 
     async def unary_unary(self, data: bytes, context: ServicerContext[Any, Any]) -> Any:
-        call, metadata = _begin(self._policy, context)
+        call = _begin(self._policy, context)
         with self._measured(call) as outcome:
             try:
                 async with asyncio.timeout(self._contract.call_timeout):
                     request = self._read(data)
-                    await self._contract.admit(call, metadata, request)
+                    await self._contract.admit(call, request)
                     response = await cast(Any, self._handler.unary_unary)(request, context)
                 await _send_headers(call, context)
                 return response
@@ -124,10 +144,10 @@ class _Guard:
                 await self._refuse(error, call, context, outcome)
 
     async def stream_unary(self, stream: AsyncIterator[bytes], context: ServicerContext[Any, Any]) -> Any:
-        call, metadata = _begin(self._policy, context)
+        call = _begin(self._policy, context)
         with self._measured(call) as outcome:
             try:
-                await self._contract.admit(call, metadata, None)
+                await self._contract.admit(call, None)
                 response = await cast(Any, self._handler.stream_unary)(self._read_all(stream), context)
                 await _send_headers(call, context)
                 return response
@@ -135,11 +155,11 @@ class _Guard:
                 await self._refuse(error, call, context, outcome)
 
     async def unary_stream(self, data: bytes, context: ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        call, metadata = _begin(self._policy, context)
+        call = _begin(self._policy, context)
         with self._measured(call) as outcome:
             try:
                 request = self._read(data)
-                await self._contract.admit(call, metadata, request)
+                await self._contract.admit(call, request)
                 await _send_headers(call, context)
                 async for response in cast(Any, self._handler.unary_stream)(request, context):
                     yield response
@@ -149,10 +169,10 @@ class _Guard:
     async def stream_stream(
         self, stream: AsyncIterator[bytes], context: ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
-        call, metadata = _begin(self._policy, context)
+        call = _begin(self._policy, context)
         with self._measured(call) as outcome:
             try:
-                await self._contract.admit(call, metadata, None)
+                await self._contract.admit(call, None)
                 await _send_headers(call, context)
                 async for response in cast(Any, self._handler.stream_stream)(self._read_all(stream), context):
                     yield response
@@ -280,19 +300,19 @@ async def abort(failure: Failure, call: Call, context: ServicerContext[Any, Any]
     await context.abort(row.code, failure.message, trailing_metadata=tuple(metadata))
 
 
-def _begin(policy: Policy, context: ServicerContext[Any, Any]) -> tuple[Call, dict[str, str]]:
+def _begin(policy: Policy, context: ServicerContext[Any, Any]) -> Call:
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     request_id = metadata.get("x-request-id", "")
     agent = metadata.get("user-agent", "")[:200]
-    call = Call(
+    return Call(
         policy=policy,
         request_id=request_id if _REQUEST_ID.fullmatch(request_id) else os.urandom(16).hex(),
         client_ip=metadata.get("x-envoy-external-address") or _peer(context.peer()),
         user_agent=agent if agent.isprintable() else "",
         rest=REST_MARK in metadata,
+        metadata=metadata,
         status=policy.success_status,
     )
-    return call, metadata
 
 
 @lru_cache(maxsize=1024)
@@ -320,7 +340,6 @@ def _unknown_method(method: str) -> Handler:
     policy = Policy(method, options.ACCESS_PUBLIC, (), options.DIALECT_CORE, False, 200, False, False, ())
 
     async def refuse(_: bytes, context: ServicerContext[Any, Any]) -> None:
-        call, _metadata = _begin(policy, context)
-        await abort(Failure(Reason.UNIMPLEMENTED), call, context)
+        await abort(Failure(Reason.UNIMPLEMENTED), _begin(policy, context), context)
 
     return grpc.unary_unary_rpc_method_handler(refuse, None, None)

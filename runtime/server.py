@@ -51,10 +51,12 @@ async def serving(config: Config, services: Mapping[str, Service]) -> AsyncItera
         limiter = RateLimiter(config.redis_url) if config.limits_on else None
         if limiter is not None:
             stack.push_async_callback(limiter.close)
+        draining = asyncio.Event()
+        contract_interceptor = ContractInterceptor(
+            policies, verifier=verifier, limiter=limiter, call_timeout=config.call_timeout, draining=draining
+        )
         server = grpc.aio.server(
-            interceptors=[
-                ContractInterceptor(policies, verifier=verifier, limiter=limiter, call_timeout=config.call_timeout)
-            ],
+            interceptors=[contract_interceptor],
             options=(
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -71,7 +73,7 @@ async def serving(config: Config, services: Mapping[str, Service]) -> AsyncItera
         for address in dict.fromkeys(config.address(name) for name in services):
             server.add_insecure_port(address)
         await server.start()
-        stack.push_async_callback(_drain, server, checks, config.drain_timeout)
+        stack.push_async_callback(_drain, server, checks, draining, config.drain_timeout)
         await stack.enter_async_context(watch_revocations(auth, revocations))
         for name in ("", *(one.full_name for one in contract.services())):
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -110,9 +112,12 @@ async def _migrated(config: Config, service: str) -> None:
             await asyncio.sleep(DATABASE_INTERVAL)
 
 
-async def _drain(server: grpc.aio.Server, checks: health.aio.HealthServicer, grace: float) -> None:
-    """Tells probes first, so that no new call is sent here, then lets the calls in flight finish."""
+async def _drain(
+    server: grpc.aio.Server, checks: health.aio.HealthServicer, draining: asyncio.Event, grace: float
+) -> None:
+    """Tells probes first, so that no new call is sent here, then streams, then lets the calls in flight finish."""
     await checks.enter_graceful_shutdown()
+    draining.set()
     await server.stop(grace)
 
 

@@ -11,37 +11,48 @@ from satchel.sessions.v1 import (
     exercise_sessions_pb2_grpc,
     puzzle_sessions_pb2_grpc,
     stats_pb2_grpc,
+    sync_pb2_grpc,
 )
 
 from runtime.clock import utc_now
 from runtime.config import Config
 from runtime.database import database
+from services.sessions.conflicts_domain import Conflicts
+from services.sessions.conflicts_store import ConflictStore
 from services.sessions.device_sessions_domain import DeviceSessions
 from services.sessions.device_sessions_servicer import DeviceSessionServicer
+from services.sessions.domains import Domains
 from services.sessions.exercises_domain import Catalogue, ExerciseSessions
 from services.sessions.exercises_servicer import ExerciseSessionServicer
-from services.sessions.puzzles_domain import PuzzleSessions
+from services.sessions.feed_store import FeedStore
+from services.sessions.puzzles_domain import FreeTier, PuzzleSessions
 from services.sessions.puzzles_servicer import PuzzleSessionServicer
 from services.sessions.records_store import RecordStore
 from services.sessions.schemas import Schemas
 from services.sessions.stats_domain import UserStats
 from services.sessions.stats_servicer import StatsServicer
 from services.sessions.stats_store import StatsStore
+from services.sessions.sync_domain import Sync
+from services.sessions.sync_servicer import SyncServicer
 
 
 @asynccontextmanager
 async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
     """Adds the sessions service to `server` for as long as the block runs."""
     async with database(config.database_url, connections=config.database_connections, name="sessions") as db:
-        store, schemas = RecordStore(db), Schemas()
-        exercises = ExerciseSessions(store, schemas, Catalogue(), now=utc_now)
-        puzzles = PuzzleSessions(store, schemas, free_per_day=config.free_puzzles_per_day, now=utc_now)
-        devices = DeviceSessions(store, schemas, now=utc_now)
-        stats = UserStats(store, StatsStore(db), schemas, now=utc_now)
+        store, domains = RecordStore(db), Domains(Schemas(), Catalogue())
+        free_tier = FreeTier(config.free_puzzles_per_day)
+        exercises = ExerciseSessions(store, domains, now=utc_now)
+        puzzles = PuzzleSessions(store, domains, free_tier, now=utc_now)
+        devices = DeviceSessions(store, domains, now=utc_now)
+        stats = UserStats(store, StatsStore(db), domains, now=utc_now)
+        sync = Sync(store, FeedStore(db), domains, free_tier, now=utc_now)
+        conflicts = Conflicts(store, ConflictStore(db), domains, now=utc_now)
         exercise_sessions_pb2_grpc.add_ExerciseSessionServiceServicer_to_server(
             ExerciseSessionServicer(exercises), server
         )
         puzzle_sessions_pb2_grpc.add_PuzzleSessionServiceServicer_to_server(PuzzleSessionServicer(puzzles), server)
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
+        sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts), server)
         yield

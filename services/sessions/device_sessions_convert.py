@@ -11,7 +11,7 @@ from satchel.sessions.v1 import device_sessions_pb2 as pb
 from runtime.clock import text_of, to_timestamp
 from runtime.documents import list_to_json, struct_to_json
 from runtime.errors import Failure, invalid
-from services.sessions.device_sessions_domain import Receipt, Recording, Uploaded
+from services.sessions.device_sessions_domain import Recording, Result, Uploaded
 
 _NUMBERS: Final = (
     "total_duration_seconds",
@@ -58,7 +58,7 @@ def recording_from_pb(message: pb.DeviceSession) -> Recording:
 def upload_response(uploaded: Uploaded) -> pb.BatchUploadResponse:
     """The answer to a batch."""
     return pb.BatchUploadResponse(
-        results=[_result(receipt) for receipt in uploaded.receipts],
+        results=[_result(result) for result in uploaded.results],
         created=uploaded.counts["created"],
         duplicates=uploaded.counts["duplicate"],
         failed=uploaded.counts["error"],
@@ -66,12 +66,12 @@ def upload_response(uploaded: Uploaded) -> pb.BatchUploadResponse:
     )
 
 
-def _result(receipt: Receipt) -> pb.DeviceSessionResult:
-    failure = receipt.failure
+def _result(result: Result) -> pb.DeviceSessionResult:
+    failure = result.failure
     return pb.DeviceSessionResult(
-        client_session_id=receipt.client_session_id,
-        status=receipt.status,
-        session_id=receipt.session_id,
+        client_session_id=result.client_session_id,
+        status=result.status,
+        session_id=result.session_id,
         error=None if failure is None else _error(failure),
     )
 

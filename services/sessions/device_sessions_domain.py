@@ -13,16 +13,20 @@ from runtime.clock import canonical_time, parse_time, plausible
 from runtime.errors import Failure, invalid, kept, recalled
 from runtime.ids import parse_uuid
 from services.sessions.batches import capture, named
-from services.sessions.records_domain import Draft, Key, Resolution, merge
-from services.sessions.schemas import Schemas, encode
+from services.sessions.changes_domain import Change, Receipt, decide, typed_change
+from services.sessions.policies_domain import Policy, Strategy
+from services.sessions.records_domain import Key, Prepared
 
 if TYPE_CHECKING:
+    from services.sessions.domains import Domains
     from services.sessions.records_store import RecordStore
 
 
 # A machine with a schema of its own is a domain; every other one shares this.
 OTHER_DEVICES: Final = "session"
 DEVICES: Final = ("bike", "rower", "treadmill")
+# A recording never changes after the fact.
+_FIRST_WINS: Final = Policy(strategy=Strategy.SERVER_WINS, auto_resolve=True, notify_on_conflict=False)
 _UPLOAD: Final = "device_sessions.batch_upload"
 
 
@@ -35,7 +39,7 @@ class Recording:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
+class Result:
     """What became of one item."""
 
     client_session_id: str
@@ -51,7 +55,7 @@ class Receipt:
 class Uploaded:
     """What became of a batch, item by item in the order of the request."""
 
-    receipts: list[Receipt]
+    results: list[Result]
     counts: Counter[str]
     """By status."""
     server_time: datetime
@@ -60,9 +64,9 @@ class Uploaded:
 class DeviceSessions:
     """Recorded sessions as typed views on records; what is stored once is never overwritten."""
 
-    def __init__(self, store: RecordStore, schemas: Schemas, *, now: Callable[[], datetime]) -> None:
+    def __init__(self, store: RecordStore, domains: Domains, *, now: Callable[[], datetime]) -> None:
         self._store = store
-        self._schemas = schemas
+        self._domains = domains
         self._now = now
 
     async def upload(
@@ -70,60 +74,68 @@ class DeviceSessions:
     ) -> Uploaded:
         """Stores each session that is not there yet; a bad item is only its own receipt's error."""
         now = self._now()
-        drafts = named(capture(lambda recording: self._draft(recording, now), recordings), "sessions")
-        good = [draft for draft in drafts if isinstance(draft, Draft)]
+        changes = named(capture(lambda recording: self._change(recording, now), recordings), "sessions")
+        good = [change for change in changes if isinstance(change, Change)]
         statuses: list[str] = []
         if good:
-            keys = [draft.key for draft in good]
-            async with self._store.feed(caller.user_id, keys, rpc=_UPLOAD, idempotency=key, now=now) as feed:
+            keys = [change.key for change in good]
+            async with self._store.feed(caller, keys, rpc=_UPLOAD, idempotency=key, now=now) as feed:
                 if feed.answer is not None:
                     # What was refused then is refused again, though the clock may have made it good since.
                     statuses, refused = feed.answer["statuses"], feed.answer["refused"]
-                    drafts = [
-                        recalled(refused[str(index)]) if str(index) in refused else draft
-                        for index, draft in enumerate(drafts)
+                    changes = [
+                        recalled(refused[str(index)]) if str(index) in refused else change
+                        for index, change in enumerate(changes)
                     ]
                 else:
-                    merged = merge(feed.known, feed.position, good, Resolution.FIRST_WINS)
-                    statuses = [str(outcome) for outcome in merged.outcomes]
-                    await feed.write(merged.writes, merged.position, now)
-                    refused = {str(i): kept(one) for i, one in enumerate(drafts) if isinstance(one, Failure)}
+                    decided = decide(feed, good, policy=_FIRST_WINS)
+                    statuses = [_status(receipt) for receipt in decided.receipts]
+                    # To the phone a known id is a duplicate, whatever it holds: nothing met that is worth a log.
+                    await feed.write(decided._replace(conflicts=[]), now)
+                    refused = {str(i): kept(one) for i, one in enumerate(changes) if isinstance(one, Failure)}
                     await feed.keep(_UPLOAD, key, {"statuses": statuses, "refused": refused}, now)
-        return _uploaded(recordings, drafts, statuses, now)
+        return _uploaded(recordings, changes, statuses, now)
 
-    def _draft(self, recording: Recording, now: datetime) -> Draft:
+    def _change(self, recording: Recording, now: datetime) -> Change:
         id = parse_uuid("client_session_id", recording.id)
-        data = recording.data
-        device = data.get("device_type")
+        device = recording.data.get("device_type")
         domain = device if isinstance(device, str) and device in DEVICES else OTHER_DEVICES
-        self._schemas.check(domain, data)
-        started = plausible("started_at", parse_time("started_at", data["started_at"]), now)
-        data["started_at"] = canonical_time(data["started_at"], started)
-        if "ended_at" in data:
-            ended = plausible("ended_at", parse_time("ended_at", data["ended_at"]), now)
-            if ended < started:
-                raise invalid("ended_at", "is before started_at")
-            data["ended_at"] = canonical_time(data["ended_at"], ended)
-        return Draft(key=Key(domain, id), data=data, raw=encode(data), happen_time=started)
+        return typed_change(Key(domain, id), self._domains.prepare(domain, recording.data, now), now=now)
+
+
+def prepare(data: dict[str, Any], now: datetime) -> Prepared:
+    """What is stored of checked data: its times in one spelling."""
+    started = plausible("started_at", parse_time("started_at", data["started_at"]), now)
+    times = {"started_at": canonical_time(data["started_at"], started)}
+    if "ended_at" in data:
+        ended = plausible("ended_at", parse_time("ended_at", data["ended_at"]), now)
+        if ended < started:
+            raise invalid("ended_at", "is before started_at")
+        times["ended_at"] = canonical_time(data["ended_at"], ended)
+    return Prepared({**data, **times}, started)
+
+
+def _status(receipt: Receipt) -> str:
+    return "created" if receipt.status == "APPLIED" else "duplicate"
 
 
 def _uploaded(
     recordings: Sequence[Recording | Failure],
-    drafts: Sequence[Draft | Failure],
+    changes: Sequence[Change | Failure],
     statuses: Sequence[str],
     now: datetime,
 ) -> Uploaded:
     remaining = iter(statuses)
-    receipts = [
-        Receipt(
+    results = [
+        Result(
             client_session_id=_shown_id(recording),
-            status="error" if isinstance(draft, Failure) else next(remaining),
-            session_id="" if isinstance(draft, Failure) else draft.key.id,
-            failure=draft if isinstance(draft, Failure) else None,
+            status="error" if isinstance(change, Failure) else next(remaining),
+            session_id="" if isinstance(change, Failure) else change.key.id,
+            failure=change if isinstance(change, Failure) else None,
         )
-        for recording, draft in zip(recordings, drafts, strict=True)
+        for recording, change in zip(recordings, changes, strict=True)
     ]
-    return Uploaded(receipts=receipts, counts=Counter(receipt.status for receipt in receipts), server_time=now)
+    return Uploaded(results=results, counts=Counter(result.status for result in results), server_time=now)
 
 
 def _shown_id(recording: Recording | Failure) -> str:

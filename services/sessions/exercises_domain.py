@@ -15,10 +15,11 @@ from runtime.clock import format_time, parse_time, plausible
 from runtime.errors import Failure, Reason, invalid
 from runtime.ids import parse_uuid
 from services.sessions import paging
-from services.sessions.records_domain import Draft, Key, Outcome, Resolution, merge
-from services.sessions.schemas import Schemas, encode
+from services.sessions.changes_domain import decide, typed_change
+from services.sessions.records_domain import Key, Prepared
 
 if TYPE_CHECKING:
+    from services.sessions.domains import Domains
     from services.sessions.records_store import RecordStore
 
 
@@ -74,12 +75,9 @@ def points(met_points: int, *, duration: int, repetitions: int, completed: bool)
 class ExerciseSessions:
     """Exercise sessions as typed views on records of domain `exercise`."""
 
-    def __init__(
-        self, store: RecordStore, schemas: Schemas, catalogue: Catalogue, *, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, store: RecordStore, domains: Domains, *, now: Callable[[], datetime]) -> None:
         self._store = store
-        self._schemas = schemas
-        self._catalogue = catalogue
+        self._domains = domains
         self._now = now
 
     async def create(
@@ -90,16 +88,17 @@ class ExerciseSessions:
         Raises Failure: FIELD_MISSING, FIELD_INVALID, IDEMPOTENCY_CONFLICT when the id is taken by other content.
         """
         now = self._now()
-        draft = self._draft(parse_uuid("id", id) if id else str(uuid4()), data, now)
-        async with self._store.feed(caller.user_id, [draft.key], rpc=_CREATE, idempotency=key, now=now) as feed:
+        key_of = Key(DOMAIN, parse_uuid("id", id) if id else str(uuid4()))
+        change = typed_change(key_of, self._domains.prepare(DOMAIN, data, now), now=now)
+        async with self._store.feed(caller, [change.key], rpc=_CREATE, idempotency=key, now=now) as feed:
             if feed.answer is not None:
                 return _session(feed.answer["id"], feed.answer["data"])
-            merged = merge(feed.known, feed.position, [draft], Resolution.SERVER_WINS)
-            if merged.outcomes[0] is Outcome.CONFLICT:
+            known = feed.known.get(change.key)
+            if known is not None and known.data != change.data:
                 raise Failure(Reason.IDEMPOTENCY_CONFLICT, "id: another session has this id")
-            await feed.write(merged.writes, merged.position, now)
-            await feed.keep(_CREATE, key, {"id": draft.key.id, "data": draft.data}, now)
-        return _session(draft.key.id, draft.data)
+            await feed.write(decide(feed, [change]), now)
+            await feed.keep(_CREATE, key, {"id": change.key.id, "data": change.data}, now)
+        return _session(change.key.id, change.data or {})
 
     async def get(self, caller: Principal, id: str) -> ExerciseSession:
         """One of the caller's sessions. Raises Failure: FIELD_INVALID, FORBIDDEN, SESSION_NOT_FOUND."""
@@ -124,20 +123,18 @@ class ExerciseSessions:
             next_token=paging.next_token(found, limit),
         )
 
-    def _draft(self, id: str, data: dict[str, Any], now: datetime) -> Draft:
-        self._schemas.check(DOMAIN, data)
-        start = plausible("start_time", parse_time("start_time", data["start_time"]), now)
-        stored = {
-            **data,
-            "start_time": format_time(start),
-            "points_awarded": points(
-                self._catalogue.met_points(data["exercise_id"]),
-                duration=data["duration"],
-                repetitions=data["repetition_count"],
-                completed=data["is_completed"],
-            ),
-        }
-        return Draft(key=Key(DOMAIN, id), data=stored, raw=encode(stored), happen_time=start)
+
+def prepare(data: dict[str, Any], now: datetime, catalogue: Catalogue) -> Prepared:
+    """What is stored of checked data: its time in one spelling, its points awarded here and by nobody else."""
+    start = plausible("start_time", parse_time("start_time", data["start_time"]), now)
+    awarded = points(
+        catalogue.met_points(data["exercise_id"]),
+        duration=int(data["duration"]),
+        repetitions=int(data["repetition_count"]),
+        completed=data["is_completed"],
+    )
+    numbers = {name: int(data[name]) for name in ("duration", "repetition_count")}
+    return Prepared({**data, **numbers, "start_time": format_time(start), "points_awarded": awarded}, start)
 
 
 def _session(id: str, data: dict[str, Any]) -> ExerciseSession:

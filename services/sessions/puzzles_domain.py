@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,20 +10,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from runtime.call import IdempotencyKey, Principal
 from runtime.clock import canonical_time, parse_moment, parse_time, plausible
-from runtime.errors import Failure, Reason, invalid, kept, missing, recalled
+from runtime.errors import Failure, Reason, kept, recalled
+from runtime.ids import parse_id
 from services.sessions import paging
 from services.sessions.batches import capture, named
-from services.sessions.records_domain import Draft, Key, Outcome, Record, Resolution, merge
-from services.sessions.schemas import Schemas, encode
+from services.sessions.changes_domain import Change, decide, typed_change
+from services.sessions.records_domain import Key, Prepared, Record
 
 if TYPE_CHECKING:
+    from services.sessions.domains import Domains
     from services.sessions.records_store import Feed, RecordStore
 
 
 DOMAIN: Final = "puzzle"
 FREE_TIER: Final = "free"
 _UPLOAD: Final = "puzzle_sessions.upload"
-_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+UNSAID: Final = {"declutter_text": "", "mistake_count": 0, "is_completed": False, "puzzle_id": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +66,12 @@ class Page:
 class PuzzleSessions:
     """Puzzle sessions as typed views on records of domain `puzzle`; the app's word wins."""
 
-    def __init__(self, store: RecordStore, schemas: Schemas, *, free_per_day: int, now: Callable[[], datetime]) -> None:
-        """`free_per_day`: new sessions that a free account may store per UTC day of their timestamp."""
+    def __init__(
+        self, store: RecordStore, domains: Domains, free_tier: FreeTier, *, now: Callable[[], datetime]
+    ) -> None:
         self._store = store
-        self._schemas = schemas
-        self._free_per_day = free_per_day
+        self._domains = domains
+        self._free_tier = free_tier
         self._now = now
 
     async def upload(
@@ -77,26 +79,26 @@ class PuzzleSessions:
     ) -> Uploaded:
         """Stores each session under its id. Raises the Failure of the first bad item when no item was good."""
         now = self._now()
-        drafts = named(capture(lambda item: self._draft(item, now), submitted), "sessions")
-        good = [draft for draft in drafts if isinstance(draft, Draft)]
+        changes = named(capture(lambda item: self._change(item, now), submitted), "sessions")
+        good = [change for change in changes if isinstance(change, Change)]
         bad = [
-            Rejected(id=_shown_id(item), failure=draft)
-            for item, draft in zip(submitted, drafts, strict=True)
-            if isinstance(draft, Failure)
+            Rejected(id=_shown_id(item), failure=change)
+            for item, change in zip(submitted, changes, strict=True)
+            if isinstance(change, Failure)
         ]
         if not good:
             raise bad[0].failure
-        keys = [draft.key for draft in good]
-        async with self._store.feed(caller.user_id, keys, rpc=_UPLOAD, idempotency=key, now=now) as feed:
+        keys = [change.key for change in good]
+        async with self._store.feed(caller, keys, rpc=_UPLOAD, idempotency=key, now=now) as feed:
             if feed.answer is not None:
                 # What was refused then is refused again, though the clock may have made it good since.
                 known = [Rejected(id=one["id"], failure=recalled(one)) for one in feed.answer["rejected"]]
                 return _replayed(feed.answer, good, known)
-            refused = await self._over_limit(caller, feed, good)
-            admitted = [draft for draft in good if draft.key not in refused]
-            merged = merge(feed.known, feed.position, admitted, Resolution.CLIENT_WINS)
-            await feed.write(merged.writes, merged.position, now)
-            counts = Counter(outcome is Outcome.CONFLICT for outcome in merged.outcomes)
+            refused = await self._free_tier.over_limit(caller, feed, good)
+            admitted = [change for change in good if change.key not in refused]
+            decided = decide(feed, admitted)
+            await feed.write(decided, now)
+            counts = Counter(receipt.status == "CONFLICT" for receipt in decided.receipts)
             answer = {
                 "synced": counts[False],
                 "conflicts": counts[True],
@@ -114,58 +116,63 @@ class PuzzleSessions:
         total = await self._store.count(caller.user_id, DOMAIN)
         return Page(records=found[:limit], total=total, next_token=paging.next_token(found, limit))
 
-    def _draft(self, item: Submitted, now: datetime) -> Draft:
-        id = _parse_id(item.id)
-        data = {"mistake_count": 0, "is_completed": False, "puzzle_id": 0, "declutter_text": "", **item.data}
-        if isinstance(data.get("difficulty"), str):
-            data["difficulty"] = data["difficulty"].strip().lower()
-        self._schemas.check(DOMAIN, data)
-        # To a schema 900.0 is an integer, and some phones write every number so.
-        data = {name: int(value) if isinstance(value, float) else value for name, value in data.items()}
-        played = plausible("timestamp", parse_time("timestamp", data["timestamp"]), now)
-        data["timestamp"] = canonical_time(data["timestamp"], played)
-        return Draft(key=Key(DOMAIN, id), data=data, raw=encode(data), happen_time=played)
+    def _change(self, item: Submitted, now: datetime) -> Change:
+        key = Key(DOMAIN, parse_id("id", item.id))
+        return typed_change(key, self._domains.prepare(DOMAIN, item.data, now), now=now)
 
-    async def _over_limit(self, caller: Principal, feed: Feed, drafts: Iterable[Draft]) -> dict[Key, None]:
-        """The keys that a free account has no room for; known ones never count."""
+
+class FreeTier:
+    """How many new puzzle sessions a free account may store in a day."""
+
+    def __init__(self, per_day: int) -> None:
+        """`per_day`: new sessions per UTC day of their timestamp."""
+        self._per_day = per_day
+
+    async def over_limit(self, caller: Principal, feed: Feed, changes: Iterable[Change]) -> dict[Key, None]:
+        """The keys of the puzzle sessions that a free account has no room for; known ones never count."""
         if caller.tier != FREE_TIER:
             return {}
-        new = {draft.key: day(draft) for draft in drafts if draft.key not in feed.known}
+        sessions = (one for one in changes if one.key.domain == DOMAIN and one.data is not None)
+        new = {one.key: day(one) for one in sessions if one.key not in feed.known}
         if not new:
             return {}
         taken = Counter(await feed.count_by_day(DOMAIN, sorted(set(new.values()))))
         refused: dict[Key, None] = {}
         for key, on in new.items():
             taken[on] += 1
-            if taken[on] > self._free_per_day:
+            if taken[on] > self._per_day:
                 refused[key] = None
         return refused
 
 
-def day(draft: Draft) -> date:
+def prepare(data: dict[str, Any], now: datetime) -> Prepared:
+    """What is stored of checked data: its time in one spelling, whole numbers whole, and what was not said said."""
+    played = plausible("timestamp", parse_time("timestamp", data["timestamp"]), now)
+    # To a schema 900.0 is an integer, and some phones write every number so.
+    whole = {name: int(value) if isinstance(value, float) else value for name, value in data.items()}
+    return Prepared({**UNSAID, **whole, "timestamp": canonical_time(data["timestamp"], played)}, played)
+
+
+def lower_difficulty(data: dict[str, Any]) -> dict[str, Any]:
+    """The data with the difficulty in the case that is stored."""
+    difficulty = data.get("difficulty")
+    return {**data, "difficulty": difficulty.strip().lower()} if isinstance(difficulty, str) else data
+
+
+def day(change: Change) -> date:
     """The UTC day on which a session was played."""
-    if draft.happen_time is None:
+    if change.happen_time is None:
         raise ValueError("a puzzle session has a time")
-    return draft.happen_time.astimezone(UTC).date()
+    return change.happen_time.astimezone(UTC).date()
 
 
-def _replayed(answer: dict[str, Any], good: Sequence[Draft], bad: Sequence[Rejected]) -> Uploaded:
+def _replayed(answer: dict[str, Any], good: Sequence[Change], bad: Sequence[Rejected]) -> Uploaded:
     """The upload that was answered with `answer`. Raises Failure(TIER_LIMIT) when nothing but extra items was sent."""
     limit = Failure(Reason.TIER_LIMIT, "The free tier stores no more new puzzle sessions for this day.")
     refused = [Rejected(id=id, failure=limit) for id in answer["refused"]]
-    if not bad and len(refused) == len({draft.key for draft in good}):
+    if not bad and len(refused) == len({change.key for change in good}):
         raise limit
     return Uploaded(synced=answer["synced"], conflicts=answer["conflicts"], rejected=[*bad, *refused])
-
-
-def _parse_id(id: Any) -> str:
-    if id is None or id == "":
-        raise missing("id")
-    if not isinstance(id, str):
-        raise invalid("id", "must be a string", "INVALID_TYPE")
-    if not _ID.fullmatch(id):
-        raise invalid("id", "must be a UUID, or 1 to 64 letters, digits, hyphens and underscores", "INVALID_FORMAT")
-    return id  # as it was sent: the phone looks for it under this very spelling
 
 
 def _shown_id(item: Submitted | Failure) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+import orjson
 import psycopg
 import sqlalchemy as sa
 from psycopg.types.json import Jsonb
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
-from runtime.call import IdempotencyKey
+from runtime.call import IdempotencyKey, Principal
 from runtime.database import Connection, Database, Row
 from runtime.errors import Failure, Reason
+from services.sessions.changes_domain import Conflict, Decided
+from services.sessions.policies_domain import Policy, Strategy, Winner, default_policy
 from services.sessions.records_domain import Key, Known, Record, Write
 
 KEY_LIFETIME: Final = timedelta(hours=24)
@@ -33,7 +37,9 @@ records: Final = sa.Table(
     sa.Column("position", sa.BigInteger),
     sa.Column("deleted", sa.Boolean),
     sa.Column("data", postgresql.JSONB),
+    sa.Column("size", sa.Integer),
     sa.Column("happen_time", _time),
+    sa.Column("change_time", _time),
     sa.Column("create_time", _time),
     sa.Column("update_time", _time),
 )
@@ -48,18 +54,44 @@ _ANSWER: Final = """
 # Lists rather than a join with pairs: the index is walked once, and the planner has no other way to prefer. What fits
 # the lists and was not asked for does no harm.
 _KNOWN: Final = """
-    SELECT domain, id, version, deleted, data FROM sessions.records
+    SELECT domain, id, version, deleted, data, coalesce(change_time, update_time) AS change_time
+    FROM sessions.records
     WHERE user_id = %b AND domain = ANY(%b::text[]) AND id = ANY(%b::text[])"""
 WRITE: Final = """
     INSERT INTO sessions.records AS known (
-        user_id, domain, id, version, position, deleted, data, happen_time, create_time, update_time)
-    SELECT %b::uuid, domain, id, version, position, deleted, data::jsonb, happen_time, %b::timestamptz, %b::timestamptz
-    FROM unnest(%b::text[], %b::text[], %b::int4[], %b::int8[], %b::bool[], %b::text[], %b::timestamptz[])
-        AS new (domain, id, version, position, deleted, data, happen_time)
+        user_id, domain, id, version, position, deleted, data, size, happen_time, change_time, create_time, update_time)
+    SELECT %b::uuid, domain, id, version, position, deleted, data::jsonb, octet_length(data), happen_time, change_time,
+        %b::timestamptz, %b::timestamptz
+    FROM unnest(
+        %b::text[], %b::text[], %b::int4[], %b::int8[], %b::bool[], %b::text[], %b::timestamptz[], %b::timestamptz[])
+        AS new (domain, id, version, position, deleted, data, happen_time, change_time)
     ON CONFLICT (user_id, domain, id) DO UPDATE SET
         version = excluded.version, position = excluded.position, deleted = excluded.deleted, data = excluded.data,
-        happen_time = excluded.happen_time, update_time = excluded.update_time"""
+        size = excluded.size, happen_time = excluded.happen_time, change_time = excluded.change_time,
+        update_time = excluded.update_time"""
 _ADVANCE_FEED: Final = "UPDATE sessions.feeds SET position = %b WHERE user_id = %b"
+_POLICIES: Final = """
+    SELECT domain, strategy, auto_resolve, notify_on_conflict FROM sessions.policies
+    WHERE tenant_id = %b AND domain = ANY(%b::text[])"""
+_LOG_CONFLICTS: Final = """
+    INSERT INTO sessions.conflicts (
+        id, tenant_id, user_id, domain, record_id, server_version, client_version, strategy, winner,
+        server_data, client_data, server_time, client_time, create_time)
+    SELECT id, %b::int4, %b::uuid, domain, record_id, server_version, client_version, strategy, winner,
+        server_data::jsonb, client_data::jsonb, server_time, client_time, %b::timestamptz
+    FROM unnest(
+        %b::uuid[], %b::text[], %b::text[], %b::int4[], %b::int4[], %b::text[], %b::text[], %b::text[], %b::text[],
+        %b::timestamptz[], %b::timestamptz[])
+        AS new (id, domain, record_id, server_version, client_version, strategy, winner, server_data, client_data,
+            server_time, client_time)"""
+_CLOSE_CONFLICT: Final = """
+    UPDATE sessions.conflicts SET winner = %b, resolve_time = %b
+    WHERE id = %b AND user_id = %b AND winner = 'none' AND resolve_time IS NULL"""
+_COUNT_PUSHED: Final = """
+    INSERT INTO sessions.push_counts AS known (user_id, domain, hour, tenant_id, items)
+    SELECT %b::uuid, domain, date_trunc('hour', %b::timestamptz), %b::int4, items
+    FROM unnest(%b::text[], %b::int8[]) AS new (domain, items)
+    ON CONFLICT (user_id, domain, hour) DO UPDATE SET items = known.items + excluded.items"""
 _KEEP_ANSWER: Final = """
     INSERT INTO sessions.idempotency_keys (user_id, rpc, key, digest, answer, create_time)
     VALUES (%b, %b, %b, %b, %b, %b)
@@ -106,20 +138,26 @@ class Feed:
     def __init__(
         self,
         connection: Connection,
-        user_id: UUID,
+        caller: Principal,
         *,
         position: int,
         known: Mapping[Key, Known],
+        policies: Mapping[str, Policy],
         answer: Any,
     ) -> None:
         self._connection = connection
-        self._user_id = user_id
+        self._caller = caller
+        self._policies = policies
         self.position: Final = position
         """The last position taken; 0 for a feed that is empty."""
         self.known: Final = known
         """What is stored under the keys that were asked for."""
         self.answer: Final = answer
         """What the call with this idempotency key was answered before; None: it is new."""
+
+    def policy_of(self, domain: str) -> Policy:
+        """The tenant's policy for one of the domains that were asked for, or the default."""
+        return self._policies.get(domain) or default_policy(domain)
 
     async def count_by_day(self, domain: str, days: Sequence[date]) -> dict[date, int]:
         """How many records of `domain`, deleted ones too, took place on each of these days in UTC."""
@@ -131,25 +169,36 @@ class Feed:
                 AND happen_time >= day::timestamp AT TIME ZONE 'UTC'
                 AND happen_time < (day + 1)::timestamp AT TIME ZONE 'UTC'
             GROUP BY day""",
-            [list(days), self._user_id, domain],
+            [list(days), self._caller.user_id, domain],
         )
         return {row["day"]: row["total"] for row in await cursor.fetchall()}
 
-    async def write(self, writes: Sequence[Write], position: int, now: datetime) -> None:
-        """Stores what a batch came to and advances the feed to `position`."""
-        if not writes:
-            return
-        keys, versions, positions, deleted, raws, times = zip(*writes, strict=True)
-        domains, ids = zip(*keys, strict=True)
-        columns = [list(column) for column in (domains, ids, versions, positions, deleted, raws, times)]
-        async with self._connection.pipeline():
-            await self._connection.execute(WRITE, [self._user_id, now, now, *columns], prepare=True)
-            await self._connection.execute(_ADVANCE_FEED, [position, self._user_id], prepare=True)
+    async def write(self, decided: Decided, now: datetime) -> None:
+        """Stores what a push came to, logs its conflicts and advances the feed."""
+        connection, caller = self._connection, self._caller
+        pushed = Counter(receipt.key.domain for receipt in decided.receipts if receipt.status != "REJECTED")
+        async with connection.pipeline():
+            if decided.writes:
+                values = [caller.user_id, now, now, *_write_columns(decided.writes)]
+                await connection.execute(WRITE, values, prepare=True)
+                await connection.execute(_ADVANCE_FEED, [decided.position, caller.user_id], prepare=True)
+            if decided.conflicts:
+                values = [caller.tenant_id, caller.user_id, now, *_conflict_columns(decided.conflicts)]
+                await connection.execute(_LOG_CONFLICTS, values, prepare=True)
+            if pushed:
+                values = [caller.user_id, now, caller.tenant_id, list(pushed), list(pushed.values())]
+                await connection.execute(_COUNT_PUSHED, values, prepare=True)
+
+    async def close_conflict(self, id: UUID, winner: Winner, now: datetime) -> bool:
+        """Notes who won an open conflict of the caller; false when it was decided already."""
+        values = [str(winner), now, id, self._caller.user_id]
+        cursor = await self._connection.execute(_CLOSE_CONFLICT, values, prepare=True)
+        return cursor.rowcount == 1
 
     async def keep(self, rpc: str, key: IdempotencyKey | None, answer: Any, now: datetime) -> None:
         """Keeps what the call was answered for repeats with the same key; nothing for a call without one."""
         if key is not None:
-            values = [self._user_id, rpc, key.key, key.digest, Jsonb(answer), now]
+            values = [self._caller.user_id, rpc, key.key, key.digest, Jsonb(answer), now]
             await self._connection.execute(_KEEP_ANSWER, values, prepare=True)
 
 
@@ -161,18 +210,13 @@ class RecordStore:
 
     @asynccontextmanager
     async def feed(
-        self,
-        user_id: UUID,
-        keys: Sequence[Key],
-        *,
-        rpc: str,
-        idempotency: IdempotencyKey | None,
-        now: datetime,
+        self, caller: Principal, keys: Sequence[Key], *, rpc: str, idempotency: IdempotencyKey | None, now: datetime
     ) -> AsyncIterator[Feed]:
-        """The user's feed, locked, with what is known under `keys`, for as long as the block runs.
+        """The caller's feed, locked, with what is known under `keys`, for as long as the block runs.
 
         Raises Failure(IDEMPOTENCY_CONFLICT) when the key was used for another request of `rpc` in the last 24 hours.
         """
+        user_id = caller.user_id
         async with self._database.transaction() as transaction:
             connection = transaction.connection
             answered: psycopg.AsyncCursor[Any] | None = None
@@ -184,6 +228,7 @@ class RecordStore:
                     answered = await connection.execute(_ANSWER, values, prepare=True)
                 wanted = [user_id, list({key.domain for key in keys}), [key.id for key in keys]]
                 found = await connection.execute(_KNOWN, wanted, prepare=True)
+                decided = await connection.execute(_POLICIES, [caller.tenant_id, wanted[1]], prepare=True)
             row = await locked.fetchone()
             if row is None:
                 raise LookupError("the feed that was just created is gone")
@@ -191,14 +236,15 @@ class RecordStore:
             if before and idempotency and before["digest"] != idempotency.digest:
                 raise Failure(Reason.IDEMPOTENCY_CONFLICT)
             known = {
-                Key(one["domain"], one["id"]): Known(one["version"], one["deleted"], one["data"])
+                Key(one["domain"], one["id"]): Known(one["version"], one["deleted"], one["data"], one["change_time"])
                 for one in await found.fetchall()
             }
             yield Feed(
                 connection,
-                user_id,
+                caller,
                 position=row["position"],
                 known=known,
+                policies={one["domain"]: _policy(one) for one in await decided.fetchall()},
                 answer=before["answer"] if before else None,
             )
 
@@ -242,6 +288,42 @@ class RecordStore:
         async with self._database.statements() as statements:
             row = await statements.one(_COUNT, user_id=user_id, domain=domain)
         return int(row["total"]) if row else 0
+
+
+def _write_columns(writes: Sequence[Write]) -> list[list[Any]]:
+    keys, *rest = zip(*writes, strict=True)
+    domains, ids = zip(*keys, strict=True)
+    version, position, deleted, raw, happen_time, change_time = rest
+    columns = (domains, ids, version, position, deleted, raw, happen_time, change_time)
+    return [list(column) for column in columns]
+
+
+def _conflict_columns(conflicts: Sequence[Conflict]) -> list[list[Any]]:
+    rows = (
+        (
+            one.id,
+            one.key.domain,
+            one.key.id,
+            one.server_version,
+            one.client_version,
+            str(one.policy.strategy),
+            str(one.winner),
+            None if one.server.data is None else orjson.dumps(one.server.data).decode(),
+            None if one.client.data is None else orjson.dumps(one.client.data).decode(),
+            one.server.time,
+            one.client.time,
+        )
+        for one in conflicts
+    )
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _policy(row: Row) -> Policy:
+    return Policy(
+        strategy=Strategy(row["strategy"]),
+        auto_resolve=row["auto_resolve"],
+        notify_on_conflict=row["notify_on_conflict"],
+    )
 
 
 def _record(row: Row) -> Record:

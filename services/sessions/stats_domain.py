@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from runtime.call import IdempotencyKey, Principal
 from runtime.errors import Failure, Reason
-from services.sessions.records_domain import Draft, Key, Known, Resolution, merge
-from services.sessions.schemas import Schemas, encode
+from services.sessions.changes_domain import decide, typed_change
+from services.sessions.policies_domain import Policy, Strategy
+from services.sessions.records_domain import Key, Known
+from services.sessions.schemas import encode
 
 if TYPE_CHECKING:
+    from services.sessions.domains import Domains
     from services.sessions.records_store import RecordStore
     from services.sessions.stats_store import StatsStore
 
@@ -27,6 +30,7 @@ TOTALS: Final = (
     "current_streak_days",
 )
 NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_APP_WINS: Final = Policy(strategy=Strategy.CLIENT_WINS, auto_resolve=True, notify_on_conflict=False)
 _UPDATE: Final = "stats.update"
 
 
@@ -56,10 +60,10 @@ class Stats:
 class UserStats:
     """Totals as a typed view on the one record of domain `stats`; the app wins."""
 
-    def __init__(self, store: RecordStore, stats: StatsStore, schemas: Schemas, *, now: Callable[[], datetime]) -> None:
+    def __init__(self, store: RecordStore, stats: StatsStore, domains: Domains, *, now: Callable[[], datetime]) -> None:
         self._store = store
         self._stats = stats
-        self._schemas = schemas
+        self._domains = domains
         self._now = now
 
     async def get(self, caller: Principal) -> Stats:
@@ -73,15 +77,14 @@ class UserStats:
         """Overwrites the given totals and keeps the others. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
         if not given:
             raise Failure(Reason.FIELD_MISSING, "At least one total must be given.")
-        self._schemas.check(KEY.domain, given)
-        encode(given)
         now = self._now()
-        async with self._store.feed(caller.user_id, [KEY], rpc=_UPDATE, idempotency=key, now=now) as feed:
+        encode(self._domains.prepare(KEY.domain, given, now).data)
+        async with self._store.feed(caller, [KEY], rpc=_UPDATE, idempotency=key, now=now) as feed:
             if feed.answer is None:
                 data = {**_kept(feed.known.get(KEY)), **given}
-                draft = Draft(key=KEY, data=data, raw=encode(data), happen_time=None)
-                merged = merge(feed.known, feed.position, [draft], Resolution.CLIENT_WINS)
-                await feed.write(merged.writes, merged.position, now)
+                change = typed_change(KEY, self._domains.prepare(KEY.domain, data, now), now=now)
+                # Built on what is there, so there is nothing to lose and nothing to log.
+                await feed.write(decide(feed, [change], policy=_APP_WINS)._replace(conflicts=[]), now)
                 await feed.keep(_UPDATE, key, {}, now)
         return await self.get(caller)
 

@@ -121,7 +121,9 @@ async def wire(
         return [key.jwk] if key else []
 
     verifier = Verifier(fetch_keys=fetch_keys, mesh_secret=SECRET, revocations=revocations or Revocations())
-    contract = ContractInterceptor(policies, verifier=verifier, limiter=RateLimiter(""), call_timeout=0.5)
+    contract = ContractInterceptor(
+        policies, verifier=verifier, limiter=RateLimiter(""), call_timeout=0.5, draining=asyncio.Event()
+    )
     server = grpc.aio.server(interceptors=[contract])
     made = {
         "UnaryUnary": grpc.unary_unary_rpc_method_handler(handlers.unary_unary),

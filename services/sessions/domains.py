@@ -1,0 +1,54 @@
+"""Owns the domains of this server: for each one its schema, and what is made of data that fits it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from runtime.clock import parse_time, plausible
+from runtime.errors import Failure
+from services.sessions import device_sessions_domain, exercises_domain, puzzles_domain
+from services.sessions.exercises_domain import Catalogue
+from services.sessions.records_domain import Prepared
+from services.sessions.schemas import Schemas
+
+# When a record of a domain took place; a time that is missing or cannot be read leaves it without one.
+_TIMES: Final = {
+    "activity": "start_time",
+    "attendance": "checked_in_at",
+    "health_metric": "timestamp",
+    "journal": "written_at",
+    "voice_verification": "timestamp",
+}
+
+
+class Domains:
+    """Every domain by its name; a schema file makes one."""
+
+    def __init__(self, schemas: Schemas, catalogue: Catalogue) -> None:
+        self._schemas = schemas
+        self._catalogue = catalogue
+
+    def __contains__(self, domain: str) -> bool:
+        return domain in self._schemas
+
+    def prepare(self, domain: str, data: dict[str, Any], now: datetime) -> Prepared:
+        """What is stored of `data`, whichever door it came in by. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
+        if domain == puzzles_domain.DOMAIN:
+            data = puzzles_domain.lower_difficulty(data)
+        self._schemas.check(domain, data)
+        if domain == exercises_domain.DOMAIN:
+            return exercises_domain.prepare(data, now, self._catalogue)
+        if domain == puzzles_domain.DOMAIN:
+            return puzzles_domain.prepare(data, now)
+        if domain in (*device_sessions_domain.DEVICES, device_sessions_domain.OTHER_DEVICES):
+            return device_sessions_domain.prepare(data, now)
+        return Prepared(data, _happen_time(domain, data, now))
+
+
+def _happen_time(domain: str, data: dict[str, Any], now: datetime) -> datetime | None:
+    text = data.get(_TIMES.get(domain, ""))
+    try:
+        return plausible("time", parse_time("time", text), now) if isinstance(text, str) else None
+    except Failure:
+        return None

@@ -1,0 +1,228 @@
+"""Owns the shapes of sync: JSON documents and messages on one side, domain values on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+from google.api.httpbody_pb2 import HttpBody
+from satchel.sessions.v1 import sync_pb2 as pb
+
+from runtime.clock import format_time, text_of, to_timestamp
+from runtime.documents import struct_from_json, struct_to_json
+from runtime.errors import Failure, invalid
+from services.sessions.changes_domain import Notice, Receipt
+from services.sessions.conflicts_domain import OPTIONS, DryRun, Log, LoggedConflict, Resolved
+from services.sessions.policies_domain import Policy, Winner
+from services.sessions.sync_domain import Answer, Page, Pushed
+
+JSON: Final = "application/json"
+
+
+def change_from_json(item: Any, group: Any) -> Pushed:
+    """A change of a JSON document. Raises Failure(FIELD_INVALID) for what is no object."""
+    if not isinstance(item, dict):
+        raise invalid("", "must be an object", "INVALID_TYPE")
+    own = item.get("atomic_group")
+    return Pushed(
+        domain=item.get("domain"),
+        id=item.get("id"),
+        base_version=item.get("base_version"),
+        operation=item.get("operation"),
+        data=item.get("data"),
+        client_time=item.get("client_time"),
+        group=group if own is None else own,
+    )
+
+
+def change_from_pb(message: pb.Change, group: str) -> Pushed:
+    """A change of a message. Raises Failure(FIELD_INVALID) for data that is no JSON."""
+    try:
+        data = orjson.loads(message.data) if message.data else None
+    except orjson.JSONDecodeError:
+        raise invalid("data", "is no JSON", "INVALID_FORMAT") from None
+    return Pushed(
+        domain=message.domain,
+        id=message.id,
+        base_version=message.base_version if message.HasField("base_version") else None,
+        operation=message.operation,
+        data=data,
+        client_time=text_of("client_time", message.client_time) if message.HasField("client_time") else None,
+        group=message.atomic_group or group,
+    )
+
+
+def push_response(answer: Answer) -> pb.PushChangesResponse:
+    """The answer to a push."""
+    return pb.PushChangesResponse(
+        receipts=[_receipt_to_pb(receipt) for receipt in answer.receipts],
+        server_time=to_timestamp(answer.server_time),
+    )
+
+
+def push_document(answer: Answer) -> HttpBody:
+    """The answer to a push as a JSON document."""
+    receipts = [_receipt_to_json(receipt) for receipt in answer.receipts]
+    document = {"receipts": receipts, "server_time": format_time(answer.server_time)}
+    return HttpBody(content_type=JSON, data=orjson.dumps(document))
+
+
+def pull_response(page: Page) -> pb.PullChangesResponse:
+    """A stretch of the feed."""
+    return pb.PullChangesResponse(
+        changes=[
+            pb.FeedEntry(
+                domain=one.domain,
+                id=one.id,
+                version=one.version,
+                deleted=one.deleted,
+                data=one.raw,
+                update_time=to_timestamp(one.update_time),
+            )
+            for one in page.entries
+        ],
+        next_cursor=page.next_cursor,
+        has_more=page.has_more,
+    )
+
+
+def pull_document(page: Page) -> HttpBody:
+    """A stretch of the feed as a JSON document; the data goes in as it was stored, unread."""
+    changes = [
+        {
+            "domain": one.domain,
+            "id": one.id,
+            "version": one.version,
+            "deleted": one.deleted,
+            "data": orjson.Fragment(one.raw),
+            "update_time": format_time(one.update_time),
+        }
+        for one in page.entries
+    ]
+    document = {"changes": changes, "next_cursor": page.next_cursor, "has_more": page.has_more}
+    return HttpBody(content_type=JSON, data=orjson.dumps(document))
+
+
+def policy_response(tenant_id: int, domain: str, policy: Policy) -> pb.GetPolicyResponse:
+    """A policy."""
+    return pb.GetPolicyResponse(**_policy_values(tenant_id, domain, policy))
+
+
+def policy_update_response(
+    tenant_id: int, domain: str, policy: Policy, dry_run: DryRun | None
+) -> pb.UpdatePolicyResponse:
+    """A policy that was set, or with `dry_run` one that was only tried."""
+    return pb.UpdatePolicyResponse(
+        **_policy_values(tenant_id, domain, policy), dry_run=None if dry_run is None else _dry_run(dry_run)
+    )
+
+
+def log_response(log: Log) -> pb.ListConflictsResponse:
+    """A stretch of the log."""
+    return pb.ListConflictsResponse(
+        conflicts=[_logged(conflict) for conflict in log.conflicts],
+        total=log.total,
+        conflict_rate_pct=log.rate_pct,
+        next_page_token=log.next_token,
+    )
+
+
+def client_data_from_pb(request: pb.ResolveConflictRequest) -> dict[str, Any] | None:
+    """What the record is to hold, if the request says."""
+    return struct_to_json(request.client_data) if request.HasField("client_data") else None
+
+
+def resolve_response(resolved: Resolved) -> pb.ResolveConflictResponse:
+    """A decision."""
+    return pb.ResolveConflictResponse(
+        conflict_id=str(resolved.conflict_id),
+        resolution_result="resolved",
+        winning_version=str(resolved.winner),
+        version=resolved.version,
+    )
+
+
+def _receipt_to_pb(receipt: Receipt) -> pb.Receipt:
+    failure, notice = receipt.failure, receipt.notice
+    return pb.Receipt(
+        domain=receipt.key.domain,
+        id=receipt.key.id,
+        status=receipt.status,
+        version=receipt.version,
+        **({} if failure is None else _failure_values(failure)),
+        conflict=None if notice is None else pb.ConflictNotice(**_notice_values(receipt, notice)),
+    )
+
+
+def _receipt_to_json(receipt: Receipt) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "domain": receipt.key.domain,
+        "id": receipt.key.id,
+        "status": receipt.status,
+        "version": receipt.version,
+    }
+    if receipt.failure is not None:
+        shown.update(_failure_values(receipt.failure))
+    if receipt.notice is not None:
+        values = _notice_values(receipt, receipt.notice)
+        shown["conflict"] = {**values, "server_data": receipt.notice.server_data}
+    return shown
+
+
+def _failure_values(failure: Failure) -> dict[str, str]:
+    return {
+        "reason": failure.reason.name,
+        "field": failure.violations[0].field if failure.violations else "",
+        "message": failure.message,
+    }
+
+
+def _notice_values(receipt: Receipt, notice: Notice) -> dict[str, Any]:
+    open_to: Sequence[str] = OPTIONS if notice.is_open else ()
+    return {
+        "conflict_id": str(notice.conflict_id),
+        "domain": receipt.key.domain,
+        "mobile_id": receipt.key.id,
+        "server_version": notice.server_version,
+        "client_version": notice.client_version,
+        "server_data": "" if notice.server_data is None else orjson.dumps(notice.server_data).decode(),
+        "resolution_options": list(open_to),
+    }
+
+
+def _policy_values(tenant_id: int, domain: str, policy: Policy) -> dict[str, Any]:
+    return {
+        "tenant_id": tenant_id,
+        "domain": domain,
+        "resolution_policy": str(policy.strategy),
+        "auto_resolve": policy.auto_resolve,
+        "notify_on_conflict": policy.notify_on_conflict,
+    }
+
+
+def _dry_run(dry_run: DryRun) -> pb.DryRun:
+    winners = dry_run.winners
+    return pb.DryRun(
+        conflicts=winners.total(),
+        client=winners[Winner.CLIENT],
+        server=winners[Winner.SERVER],
+        merged=winners[Winner.MERGED],
+        manual=winners[Winner.NONE],
+        changed=dry_run.changed,
+    )
+
+
+def _logged(conflict: LoggedConflict) -> pb.LoggedConflict:
+    return pb.LoggedConflict(
+        id=str(conflict.id),
+        mobile_id=conflict.key.id,
+        domain=conflict.key.domain,
+        server_version=conflict.server_version,
+        client_version=conflict.client_version,
+        resolution_strategy=str(conflict.strategy),
+        resolution_result=conflict.result,
+        winning_version=str(conflict.winner),
+        created_at=to_timestamp(conflict.create_time),
+        losing_data=struct_from_json(conflict.losing_data),
+    )

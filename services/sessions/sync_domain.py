@@ -1,0 +1,257 @@
+"""Owns sync: changes of any domain in, the feed out, and what is made of conflicts afterwards."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from runtime.call import IdempotencyKey, Principal
+from runtime.clock import EARLIEST, parse_time
+from runtime.errors import Failure, Reason, invalid, kept, missing, recalled
+from runtime.ids import parse_id
+from services.sessions.changes_domain import Change, Notice, Receipt, Refused, decide
+from services.sessions.records_domain import Key
+from services.sessions.schemas import encode
+
+if TYPE_CHECKING:
+    from services.sessions.domains import Domains
+    from services.sessions.feed_store import Entry, FeedStore
+    from services.sessions.puzzles_domain import FreeTier
+    from services.sessions.records_store import RecordStore
+
+DEFAULT_LIMIT: Final = 100
+MAX_LIMIT: Final = 1000
+MAX_GROUP_CHARS: Final = 64
+_PUSH: Final = "sync.push"
+_CHECK_BYTES: Final = 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pushed:
+    """A change as a phone sent it, before it is checked; each field whatever it was."""
+
+    domain: Any
+    id: Any
+    base_version: Any
+    operation: Any
+    data: Any
+    client_time: Any
+    """ISO 8601 text, or None."""
+    group: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of a push."""
+
+    receipts: Sequence[Receipt]
+    server_time: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A stretch of the feed."""
+
+    entries: Sequence[Entry]
+    next_cursor: str
+    has_more: bool
+
+
+class Sync:
+    """Push and pull of one user's records."""
+
+    def __init__(
+        self,
+        store: RecordStore,
+        feeds: FeedStore,
+        domains: Domains,
+        free_tier: FreeTier,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._feeds = feeds
+        self._domains = domains
+        self._free_tier = free_tier
+        self._now = now
+
+    async def push(
+        self,
+        caller: Principal,
+        pushed: Sequence[Pushed | Failure],
+        key: IdempotencyKey | None,
+        *,
+        clock_offset: timedelta = timedelta(0),
+    ) -> Answer:
+        """Decides each change and stores what is accepted; `clock_offset` is how far the phone's clock lags ours."""
+        now = self._now()
+        items = [self._item(one, f"changes[{index}]", now, clock_offset) for index, one in enumerate(pushed)]
+        changes = [item for item in items if isinstance(item, Change)]
+        keys = [change.key for change in changes]
+        async with self._store.feed(caller, keys, rpc=_PUSH, idempotency=key, now=now) as feed:
+            if feed.answer is not None:
+                return Answer(receipts=[_recalled(one) for one in feed.answer], server_time=now)
+            over_limit = await self._free_tier.over_limit(caller, feed, changes)
+            decided = decide(feed, [_limited(item, over_limit) for item in items])
+            await feed.write(decided, now)
+            await feed.keep(_PUSH, key, [_kept(receipt) for receipt in decided.receipts], now)
+        return Answer(receipts=decided.receipts, server_time=now)
+
+    async def pull(self, caller: Principal, cursor: str, domains: Sequence[str], limit: int) -> Page:
+        """What changed since `cursor`. Raises Failure: FIELD_INVALID, RESYNC_REQUIRED."""
+        if not 0 <= limit <= MAX_LIMIT:
+            raise invalid("limit", f"must be 1 to {MAX_LIMIT}")
+        size = limit or DEFAULT_LIMIT
+        wanted = [domain for text in domains for domain in text.split(",") if domain]
+        for domain in wanted:
+            if domain not in self._domains:
+                raise invalid("domains", "names a domain that is not known here", "UNKNOWN_VALUE")
+        position = decode_cursor(cursor, caller.user_id)
+        entries, horizon = await self._feeds.after(caller.user_id, position, wanted, size + 1)
+        if cursor and position < horizon:
+            raise Failure(Reason.RESYNC_REQUIRED)
+        page = entries[:size]
+        last = page[-1].position if page else position
+        return Page(entries=page, next_cursor=encode_cursor(last, caller.user_id), has_more=len(entries) > size)
+
+    def _item(self, one: Pushed | Failure, place: str, now: datetime, offset: timedelta) -> Change | Refused:
+        if isinstance(one, Failure):
+            return Refused(key=Key("", ""), group="", failure=one.within(place))
+        try:
+            return self._change(one, now, offset)
+        except Failure as failure:
+            key = Key(*(text[:64] if isinstance(text, str) else "" for text in (one.domain, one.id)))
+            group = one.group if isinstance(one.group, str) else ""
+            return Refused(key=key, group=group, failure=failure.within(place))
+
+    def _change(self, one: Pushed, now: datetime, offset: timedelta) -> Change:
+        key = Key(_domain(one.domain, self._domains), parse_id("id", one.id))
+        if one.base_version is not None and (type(one.base_version) is not int or one.base_version < 0):
+            raise invalid("base_version", "must be a whole number from 0", "INVALID_TYPE")
+        deleted = _deleted(one.operation)
+        change_time = _change_time(one.client_time, now, offset)
+        group = _group(one.group)
+        if deleted:
+            return Change(
+                key=key,
+                data=None,
+                raw="{}",
+                base_version=one.base_version,
+                change_time=change_time,
+                happen_time=None,
+                group=group,
+            )
+        if one.data is None:
+            raise missing("data")
+        if not isinstance(one.data, dict):
+            raise invalid("data", "must be an object", "INVALID_TYPE")
+        try:
+            prepared = self._domains.prepare(key.domain, one.data, now)
+            raw = encode(prepared.data)
+        except Failure as failure:
+            raise failure.within("data") from None
+        return Change(
+            key=key,
+            data=prepared.data,
+            raw=raw,
+            base_version=one.base_version,
+            change_time=change_time,
+            happen_time=prepared.happen_time,
+            group=group,
+        )
+
+
+def encode_cursor(position: int, user_id: UUID) -> str:
+    """A cursor behind `position` of the user's feed, opaque to phones. Pairs with decode_cursor."""
+    place = position.to_bytes(8)
+    return base64.urlsafe_b64encode(place + _check(place, user_id)).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, user_id: UUID) -> int:
+    """The position behind which a cursor stands; 0 for none. Raises Failure(FIELD_INVALID) for one of another user."""
+    if not cursor:
+        return 0
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    place, check = raw[:8], raw[8:]
+    if len(raw) != 8 + _CHECK_BYTES or check != _check(place, user_id) or place[0] > 127:
+        raise invalid("cursor", "is not one that this feed gave", "INVALID_FORMAT")
+    return int.from_bytes(place)
+
+
+def _check(place: bytes, user_id: UUID) -> bytes:
+    return hashlib.sha256(user_id.bytes + place).digest()[:_CHECK_BYTES]
+
+
+def _limited(item: Change | Refused, over_limit: dict[Key, None]) -> Change | Refused:
+    if isinstance(item, Change) and item.key in over_limit:
+        return Refused(key=item.key, group=item.group, failure=Failure(Reason.TIER_LIMIT))
+    return item
+
+
+def _domain(domain: Any, domains: Domains) -> str:
+    if domain is None or domain == "":
+        raise missing("domain")
+    if not isinstance(domain, str) or domain not in domains:
+        raise invalid("domain", "is not known here", "UNKNOWN_VALUE")
+    return domain
+
+
+def _deleted(operation: Any) -> bool:
+    if operation is None or operation == "":
+        raise missing("operation")
+    name = operation.upper() if isinstance(operation, str) else ""
+    if name not in ("UPSERT", "DELETE"):
+        raise invalid("operation", "must be UPSERT or DELETE", "UNKNOWN_VALUE")
+    return name == "DELETE"
+
+
+def _change_time(text: Any, now: datetime, offset: timedelta) -> datetime:
+    """The phone's time on our clock, never later than now: a clock ahead must not win for ever."""
+    if text is None or text == "":
+        return now
+    if not isinstance(text, str):
+        raise invalid("client_time", "must be an ISO 8601 time", "INVALID_TYPE")
+    return max(EARLIEST, min(now, parse_time("client_time", text) + offset))
+
+
+def _group(group: Any) -> str:
+    if group is None:
+        return ""
+    if not isinstance(group, str) or len(group) > MAX_GROUP_CHARS:
+        raise invalid("atomic_group", f"must be a string of at most {MAX_GROUP_CHARS} characters", "INVALID_TYPE")
+    return group
+
+
+def _kept(receipt: Receipt) -> dict[str, Any]:
+    """A receipt as JSON, for a push that is repeated. Pairs with _recalled."""
+    notice = receipt.notice
+    return {
+        "key": list(receipt.key),
+        "status": receipt.status,
+        "version": receipt.version,
+        "failure": None if receipt.failure is None else kept(receipt.failure),
+        "notice": None if notice is None else {**asdict(notice), "conflict_id": str(notice.conflict_id)},
+    }
+
+
+def _recalled(said: dict[str, Any]) -> Receipt:
+    return Receipt(
+        key=Key(*said["key"]),
+        status=said["status"],
+        version=said["version"],
+        failure=None if said["failure"] is None else recalled(said["failure"]),
+        notice=None if said["notice"] is None else _notice(said["notice"]),
+    )
+
+
+def _notice(said: dict[str, Any]) -> Notice:
+    return Notice(**{**said, "conflict_id": UUID(said["conflict_id"])})

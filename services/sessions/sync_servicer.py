@@ -1,0 +1,72 @@
+"""Owns the rpcs of sync: unpack, call, pack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.api.httpbody_pb2 import HttpBody
+from grpc.aio import ServicerContext
+from satchel.sessions.v1 import sync_pb2 as pb
+from satchel.sessions.v1 import sync_pb2_grpc as pb_grpc
+
+from runtime.call import idempotency_key, principal
+from runtime.documents import counted, items_and_more
+from services.sessions import sync_convert as convert
+from services.sessions.batches import capture
+from services.sessions.conflicts_domain import Conflicts
+from services.sessions.policies_domain import parse_policy
+from services.sessions.sync_domain import Sync
+
+Context = ServicerContext[Any, Any]
+
+
+class SyncServicer(pb_grpc.SyncServiceServicer):
+    """satchel.sessions.v1.SyncService."""
+
+    def __init__(self, sync: Sync, conflicts: Conflicts) -> None:
+        self._sync = sync
+        self._conflicts = conflicts
+
+    async def PushChanges(self, request: pb.PushChangesRequest, context: Context) -> pb.PushChangesResponse:
+        group = request.atomic_group
+        messages = counted(request.changes, "changes")
+        pushed = capture(lambda message: convert.change_from_pb(message, group), messages)
+        return convert.push_response(await self._sync.push(principal(), pushed, idempotency_key()))
+
+    async def PushChangesJson(self, request: pb.PushChangesJsonRequest, context: Context) -> HttpBody:
+        found, rest = items_and_more(request.document.data, "changes")
+        pushed = capture(lambda item: convert.change_from_json(item, rest.get("atomic_group")), found)
+        return convert.push_document(await self._sync.push(principal(), pushed, idempotency_key()))
+
+    async def PullChanges(self, request: pb.PullChangesRequest, context: Context) -> pb.PullChangesResponse:
+        page = await self._sync.pull(principal(), request.cursor, request.domains, request.limit)
+        return convert.pull_response(page)
+
+    async def PullChangesJson(self, request: pb.PullChangesJsonRequest, context: Context) -> HttpBody:
+        page = await self._sync.pull(principal(), request.cursor, request.domains, request.limit)
+        return convert.pull_document(page)
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
+        policy = await self._conflicts.policy(principal(), request.tenant_id, request.domain)
+        return convert.policy_response(request.tenant_id, request.domain, policy)
+
+    async def UpdatePolicy(self, request: pb.UpdatePolicyRequest, context: Context) -> pb.UpdatePolicyResponse:
+        auto_resolve = request.auto_resolve if request.HasField("auto_resolve") else None
+        policy = parse_policy(request.resolution_policy, auto_resolve, request.notify_on_conflict)
+        place = principal(), request.tenant_id, request.domain, policy
+        dry_run = await self._conflicts.dry_run(*place) if request.validate_only else None
+        if dry_run is None:
+            await self._conflicts.set_policy(*place)
+        return convert.policy_update_response(request.tenant_id, request.domain, policy, dry_run)
+
+    async def ListConflicts(self, request: pb.ListConflictsRequest, context: Context) -> pb.ListConflictsResponse:
+        log = await self._conflicts.log(
+            principal(), request.tenant_id, request.domain, request.since, request.page_size, request.page_token
+        )
+        return convert.log_response(log)
+
+    async def ResolveConflict(self, request: pb.ResolveConflictRequest, context: Context) -> pb.ResolveConflictResponse:
+        resolved = await self._conflicts.resolve(
+            principal(), request.conflict_id, request.resolution, convert.client_data_from_pb(request)
+        )
+        return convert.resolve_response(resolved)
