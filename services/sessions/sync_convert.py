@@ -143,6 +143,20 @@ def resolve_response(resolved: Resolved) -> pb.ResolveConflictResponse:
     )
 
 
+def conflict_to_pb(conflict: LoggedConflict) -> pb.ConflictNotice:
+    """A conflict as a device is told of it."""
+    is_open = conflict.winner is Winner.NONE
+    return pb.ConflictNotice(
+        conflict_id=str(conflict.id),
+        domain=conflict.key.domain,
+        mobile_id=conflict.key.id,
+        server_version=conflict.server_version,
+        client_version=conflict.client_version,
+        server_data="" if conflict.server.data is None else orjson.dumps(conflict.server.data).decode(),
+        resolution_options=OPTIONS if is_open else (),
+    )
+
+
 def _receipt_to_pb(receipt: Receipt) -> pb.Receipt:
     failure, notice = receipt.failure, receipt.notice
     return pb.Receipt(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from google.api.httpbody_pb2 import HttpBody
@@ -9,12 +11,14 @@ from grpc.aio import ServicerContext
 from satchel.sessions.v1 import sync_pb2 as pb
 from satchel.sessions.v1 import sync_pb2_grpc as pb_grpc
 
-from runtime.call import idempotency_key, principal
+from runtime.call import idempotency_key, principal, watch
 from runtime.documents import counted, items_and_more
+from services.sessions import streams_convert
 from services.sessions import sync_convert as convert
 from services.sessions.batches import capture
 from services.sessions.conflicts_domain import Conflicts
 from services.sessions.policies_domain import parse_policy
+from services.sessions.streams_domain import Streams
 from services.sessions.sync_domain import Sync
 
 Context = ServicerContext[Any, Any]
@@ -23,9 +27,18 @@ Context = ServicerContext[Any, Any]
 class SyncServicer(pb_grpc.SyncServiceServicer):
     """satchel.sessions.v1.SyncService."""
 
-    def __init__(self, sync: Sync, conflicts: Conflicts) -> None:
+    def __init__(self, sync: Sync, conflicts: Conflicts, streams: Streams) -> None:
         self._sync = sync
         self._conflicts = conflicts
+        self._streams = streams
+
+    async def Sync(
+        self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context
+    ) -> AsyncIterator[pb.SyncResponse]:
+        said = streams_convert.said_from_pb(request_iterator)
+        async with aclosing(self._streams.talk(principal(), watch(), said)) as told:
+            async for request_id, event in told:
+                yield streams_convert.event_to_pb(request_id, event)
 
     async def PushChanges(self, request: pb.PushChangesRequest, context: Context) -> pb.PushChangesResponse:
         group = request.atomic_group
