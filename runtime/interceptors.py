@@ -267,14 +267,15 @@ class _Measured:
 def _generator(handler: Any) -> Callable[[Any, ServicerContext[Any, Any]], AsyncGenerator[Any]]:
     """The handler of a streamed answer as a generator, though it may write to the context by itself."""
     if not asyncio.iscoroutinefunction(handler):
-        return cast(Any, handler)
+        generator: Callable[[Any, ServicerContext[Any, Any]], AsyncGenerator[Any]] = handler
+        return generator
 
-    async def run(request: Any, context: ServicerContext[Any, Any]) -> AsyncGenerator[Any]:
+    async def written(request: Any, context: ServicerContext[Any, Any]) -> AsyncGenerator[Any]:
         await handler(request, context)
-        for nothing in ():
-            yield nothing
+        return
+        yield  # what makes it a generator
 
-    return run
+    return written
 
 
 def failure_of(error: Exception) -> Failure:

@@ -89,6 +89,13 @@ class Sync:
         self._free_tier = free_tier
         self._now = now
 
+    def clock_offset(self, client_now: str) -> timedelta:
+        """What a phone whose clock shows `client_now` (ISO 8601) adds to have ours; nothing when it doesn't say.
+
+        Raises Failure(FIELD_INVALID).
+        """
+        return self._now() - parse_time("x-client-time", client_now) if client_now else timedelta(0)
+
     async def push(
         self,
         caller: Principal,
@@ -283,7 +290,10 @@ def _change_time(text: Any, now: datetime, offset: timedelta) -> datetime:
         return now
     if not isinstance(text, str):
         raise invalid("client_time", "must be an ISO 8601 time", "INVALID_TYPE")
-    return max(EARLIEST, min(now, parse_time("client_time", text) + offset))
+    try:
+        return max(EARLIEST, min(now, parse_time("client_time", text) + offset))
+    except OverflowError:  # a clock that is thousands of years off
+        return now if offset > timedelta(0) else EARLIEST
 
 
 def _group(group: Any) -> str:

@@ -11,7 +11,7 @@ from grpc.aio import ServicerContext
 from satchel.sessions.v1 import sync_pb2 as pb
 from satchel.sessions.v1 import sync_pb2_grpc as pb_grpc
 
-from runtime.call import idempotency_key, principal, watch
+from runtime.call import header, idempotency_key, principal, watch
 from runtime.documents import counted, items_and_more
 from services.sessions import streams_convert
 from services.sessions import sync_convert as convert
@@ -44,12 +44,14 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
         group = request.atomic_group
         messages = counted(request.changes, "changes")
         pushed = capture(lambda message: convert.change_from_pb(message, group), messages)
-        return convert.push_response(await self._sync.push(principal(), pushed, idempotency_key()))
+        offset = self._sync.clock_offset(header("x-client-time"))
+        return convert.push_response(await self._sync.push(principal(), pushed, idempotency_key(), clock_offset=offset))
 
     async def PushChangesJson(self, request: pb.PushChangesJsonRequest, context: Context) -> HttpBody:
         found, rest = items_and_more(request.document.data, "changes")
         pushed = capture(lambda item: convert.change_from_json(item, rest.get("atomic_group")), found)
-        return convert.push_document(await self._sync.push(principal(), pushed, idempotency_key()))
+        offset = self._sync.clock_offset(header("x-client-time"))
+        return convert.push_document(await self._sync.push(principal(), pushed, idempotency_key(), clock_offset=offset))
 
     async def PullChanges(self, request: pb.PullChangesRequest, context: Context) -> pb.PullChangesResponse:
         page = await self._sync.pull(principal(), request.cursor, request.domains, request.limit)
