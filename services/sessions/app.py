@@ -39,8 +39,9 @@ from services.sessions.sync_servicer import SyncServicer
 @asynccontextmanager
 async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
     """Adds the sessions service to `server` for as long as the block runs."""
+    schemas = Schemas(config.domains)
     async with database(config.database_url, connections=config.database_connections, name="sessions") as db:
-        store, domains = RecordStore(db), Domains(Schemas(), Catalogue())
+        store, domains = RecordStore(db, schemas.default_policy), Domains(schemas, Catalogue())
         free_tier = FreeTier(config.free_puzzles_per_day)
         exercises = ExerciseSessions(store, domains, now=utc_now)
         puzzles = PuzzleSessions(store, domains, free_tier, now=utc_now)

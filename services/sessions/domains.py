@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from runtime.clock import parse_time, plausible
 from runtime.errors import Failure
 from services.sessions import device_sessions_domain, exercises_domain, puzzles_domain
 from services.sessions.exercises_domain import Catalogue
+from services.sessions.policies_domain import Policy
 from services.sessions.records_domain import Prepared
 from services.sessions.schemas import Schemas
-
-# When a record of a domain took place; a time that is missing or cannot be read leaves it without one.
-_TIMES: Final = {
-    "activity": "start_time",
-    "attendance": "checked_in_at",
-    "health_metric": "timestamp",
-    "journal": "written_at",
-    "voice_verification": "timestamp",
-}
 
 
 class Domains:
@@ -32,6 +24,10 @@ class Domains:
     def __contains__(self, domain: str) -> bool:
         return domain in self._schemas
 
+    def default_policy(self, domain: str) -> Policy:
+        """The policy of a domain that its tenant has not decided on."""
+        return self._schemas.default_policy(domain)
+
     def prepare(self, domain: str, data: dict[str, Any], now: datetime) -> Prepared:
         """What is stored of `data`, whichever door it came in by. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
         if domain == puzzles_domain.DOMAIN:
@@ -43,11 +39,12 @@ class Domains:
             return puzzles_domain.prepare(data, now)
         if domain in (*device_sessions_domain.DEVICES, device_sessions_domain.OTHER_DEVICES):
             return device_sessions_domain.prepare(data, now)
-        return Prepared(data, _happen_time(domain, data, now))
+        time = self._schemas[domain].time
+        return Prepared(data, _happen_time(data.get(time), now) if time else None)
 
 
-def _happen_time(domain: str, data: dict[str, Any], now: datetime) -> datetime | None:
-    text = data.get(_TIMES.get(domain, ""))
+def _happen_time(text: Any, now: datetime) -> datetime | None:
+    """When the thing took place; a time that is missing or cannot be read leaves the record without one."""
     try:
         return plausible("time", parse_time("time", text), now) if isinstance(text, str) else None
     except Failure:

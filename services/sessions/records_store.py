@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
 from typing import Any, Final
@@ -20,7 +20,7 @@ from runtime.call import IdempotencyKey, Principal
 from runtime.database import Connection, Database, Row
 from runtime.errors import Failure, Reason
 from services.sessions.changes_domain import Conflict, Decided
-from services.sessions.policies_domain import Policy, Strategy, Winner, default_policy
+from services.sessions.policies_domain import Policy, Strategy, Winner
 from services.sessions.records_domain import Key, Known, Record, Write
 
 KEY_LIFETIME: Final = timedelta(hours=24)
@@ -143,11 +143,13 @@ class Feed:
         position: int,
         known: Mapping[Key, Known],
         policies: Mapping[str, Policy],
+        default_policy: Callable[[str], Policy],
         answer: Any,
     ) -> None:
         self._connection = connection
         self._caller = caller
         self._policies = policies
+        self._default_policy = default_policy
         self.position: Final = position
         """The last position taken; 0 for a feed that is empty."""
         self.known: Final = known
@@ -157,7 +159,7 @@ class Feed:
 
     def policy_of(self, domain: str) -> Policy:
         """The tenant's policy for one of the domains that were asked for, or the default."""
-        return self._policies.get(domain) or default_policy(domain)
+        return self._policies.get(domain) or self._default_policy(domain)
 
     async def count_by_day(self, domain: str, days: Sequence[date]) -> dict[date, int]:
         """How many records of `domain`, deleted ones too, took place on each of these days in UTC."""
@@ -205,8 +207,10 @@ class Feed:
 class RecordStore:
     """Records in PostgreSQL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, default_policy: Callable[[str], Policy]) -> None:
+        """`default_policy`: that of a domain on which the tenant has not decided."""
         self._database = database
+        self._default_policy = default_policy
 
     @asynccontextmanager
     async def feed(
@@ -245,6 +249,7 @@ class RecordStore:
                 position=row["position"],
                 known=known,
                 policies={one["domain"]: _policy(one) for one in await decided.fetchall()},
+                default_policy=self._default_policy,
                 answer=before["answer"] if before else None,
             )
 
