@@ -15,6 +15,7 @@ from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import (
     device_sessions_pb2,
     exercise_sessions_pb2,
+    meta_pb2,
     puzzle_sessions_pb2,
     stats_pb2,
     sync_pb2,
@@ -28,6 +29,7 @@ FILES: Final = (
     device_sessions_pb2,
     stats_pb2,
     sync_pb2,
+    meta_pb2,
     uploads_pb2,
     health_pb2,
 )

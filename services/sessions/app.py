@@ -9,6 +9,7 @@ import grpc
 from satchel.sessions.v1 import (
     device_sessions_pb2_grpc,
     exercise_sessions_pb2_grpc,
+    meta_pb2_grpc,
     puzzle_sessions_pb2_grpc,
     stats_pb2_grpc,
     sync_pb2_grpc,
@@ -25,6 +26,9 @@ from services.sessions.domains import Domains
 from services.sessions.exercises_domain import Catalogue, ExerciseSessions
 from services.sessions.exercises_servicer import ExerciseSessionServicer
 from services.sessions.feed_store import FeedStore
+from services.sessions.meta_domain import AppVersions, Discovery
+from services.sessions.meta_servicer import MetaServicer
+from services.sessions.meta_store import AppVersionStore
 from services.sessions.puzzles_domain import FreeTier, PuzzleSessions
 from services.sessions.puzzles_servicer import PuzzleSessionServicer
 from services.sessions.records_store import RecordStore
@@ -56,4 +60,6 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
         sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts), server)
+        app_versions = AppVersions(AppVersionStore(db), now=utc_now)
+        meta_pb2_grpc.add_MetaServiceServicer_to_server(MetaServicer(Discovery(schemas), app_versions), server)
         yield

@@ -121,7 +121,7 @@ def test_a_broken_file_is_named_with_its_fault(tmp_path: Path, name: str, conten
 
 
 def test_a_directory_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="SATCHEL_DOMAINS: .*nowhere is no directory"):
+    with pytest.raises(ConfigError, match=r"SATCHEL_DOMAINS: .*nowhere is no directory"):
         Schemas(tmp_path / "nowhere")
 
 
