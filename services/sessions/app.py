@@ -9,10 +9,12 @@ import grpc
 from satchel.sessions.v1 import (
     device_sessions_pb2_grpc,
     exercise_sessions_pb2_grpc,
+    health_metrics_pb2_grpc,
     meta_pb2_grpc,
     puzzle_sessions_pb2_grpc,
     stats_pb2_grpc,
     sync_pb2_grpc,
+    workout_plans_pb2_grpc,
 )
 
 from runtime.clock import utc_now
@@ -29,6 +31,12 @@ from services.sessions.feed_store import FeedStore
 from services.sessions.meta_domain import AppVersions, Discovery
 from services.sessions.meta_servicer import MetaServicer
 from services.sessions.meta_store import AppVersionStore
+from services.sessions.metrics_domain import HealthMetrics
+from services.sessions.metrics_servicer import HealthMetricServicer
+from services.sessions.metrics_store import MetricStore
+from services.sessions.plans_domain import WorkoutPlans
+from services.sessions.plans_servicer import WorkoutPlanServicer
+from services.sessions.plans_store import PlanStore
 from services.sessions.puzzles_domain import FreeTier, PuzzleSessions
 from services.sessions.puzzles_servicer import PuzzleSessionServicer
 from services.sessions.records_store import RecordStore
@@ -62,4 +70,8 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts), server)
         app_versions = AppVersions(AppVersionStore(db), now=utc_now)
         meta_pb2_grpc.add_MetaServiceServicer_to_server(MetaServicer(Discovery(schemas), app_versions), server)
+        metrics = HealthMetrics(store, MetricStore(db), domains, now=utc_now)
+        health_metrics_pb2_grpc.add_HealthMetricServiceServicer_to_server(HealthMetricServicer(metrics), server)
+        plans = WorkoutPlans(store, PlanStore(db), domains, now=utc_now)
+        workout_plans_pb2_grpc.add_WorkoutPlanServiceServicer_to_server(WorkoutPlanServicer(plans), server)
         yield

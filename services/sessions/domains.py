@@ -7,7 +7,13 @@ from typing import Any
 
 from runtime.clock import parse_time, plausible
 from runtime.errors import Failure
-from services.sessions import device_sessions_domain, exercises_domain, puzzles_domain
+from services.sessions import (
+    device_sessions_domain,
+    exercises_domain,
+    metrics_domain,
+    plans_domain,
+    puzzles_domain,
+)
 from services.sessions.exercises_domain import Catalogue
 from services.sessions.policies_domain import Policy
 from services.sessions.records_domain import Prepared
@@ -39,6 +45,10 @@ class Domains:
             return puzzles_domain.prepare(data, now)
         if domain in (*device_sessions_domain.DEVICES, device_sessions_domain.OTHER_DEVICES):
             return device_sessions_domain.prepare(data, now)
+        if domain == metrics_domain.DOMAIN:
+            return metrics_domain.prepare(data, now)
+        if domain == plans_domain.DOMAIN:
+            return plans_domain.prepare(data)
         time = self._schemas[domain].time
         return Prepared(data, _happen_time(data.get(time), now) if time else None)
 

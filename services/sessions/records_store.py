@@ -100,17 +100,17 @@ _KEEP_ANSWER: Final = """
 
 _own: Final = sa.and_(records.c.user_id == bindparam("user_id"), records.c.domain == bindparam("domain"))
 _live: Final = records.c.deleted.is_(sa.false())
-_RECORD: Final = tuple(
+RECORD: Final = tuple(
     records.c[name] for name in ("domain", "id", "version", "position", "deleted", "data", "happen_time", "update_time")
 )
-_ONE: Final = sa.select(*_RECORD).where(_own, records.c.id == bindparam("id"))
+_ONE: Final = sa.select(*RECORD).where(_own, records.c.id == bindparam("id"))
 _TAKEN: Final = (
     sa.select(sa.literal(1))
     .where(records.c.domain == sa.literal_column("'exercise'"), records.c.id == bindparam("id"))
     .limit(1)
 )
 _PAGE: Final = (
-    sa.select(*_RECORD)
+    sa.select(*RECORD)
     .where(
         _own,
         _live,
@@ -257,7 +257,7 @@ class RecordStore:
         """One of the user's records, tombstones included; None when there is none."""
         async with self._database.statements() as statements:
             row = await statements.one(_ONE, user_id=user_id, domain=key.domain, id=key.id)
-        return _record(row) if row else None
+        return record_of(row) if row else None
 
     async def exercise_exists(self, id: str) -> bool:
         """Whether anybody has an exercise session with this id."""
@@ -286,7 +286,7 @@ class RecordStore:
                 before_time=before[0] if before else None,
                 before_id=before[1] if before else None,
             )
-        return [_record(row) for row in rows]
+        return [record_of(row) for row in rows]
 
     async def count(self, user_id: UUID, domain: str) -> int:
         """How many live records of a domain the user has."""
@@ -331,7 +331,8 @@ def _policy(row: Row) -> Policy:
     )
 
 
-def _record(row: Row) -> Record:
+def record_of(row: Row) -> Record:
+    """A row of RECORD."""
     return Record(
         key=Key(row["domain"], row["id"]),
         version=row["version"],
