@@ -31,5 +31,5 @@ def get_response(plan: Stored) -> pb.GetWorkoutPlanResponse:
 
 
 def _values(plan: Stored) -> dict[str, Any]:
-    texts = {name: plan.data[name] for name in _TEXTS if name in plan.data}
+    texts: dict[str, Any] = {name: plan.data[name] for name in _TEXTS if name in plan.data}
     return {"id": plan.id, **texts, "steps": [struct_from_json(step) for step in plan.data["steps"]]}
