@@ -140,7 +140,7 @@ class TestLimits:
 
     async def test_every_limited_rest_door_carries_the_headers(self, own_edge: Start, own_redis: Any) -> None:
         edge = await own_edge(rate_limits="on", redis_url=own_redis.part.url)
-        phone = await edge.phone()
+        phone = await edge.administrator()
         for policy in contract.policies().values():
             for rule in policy.http if policy.limits else ():
                 path = filled(rule.path)
