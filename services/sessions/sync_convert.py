@@ -197,6 +197,8 @@ def _receipt_to_json(receipt: Receipt, server_data: bytes | None) -> dict[str, A
         shown.update(_failure_values(receipt.failure))
     if receipt.notice is not None:
         values = _notice_values(receipt, receipt.notice, server_data)
+        if not values["server_data_omitted"]:
+            del values["server_data_omitted"]
         shown["conflict"] = {**values, "server_data": orjson.Fragment(server_data) if server_data else None}
     return shown
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret, signing_keys
 from services.auth.tokens import AccessTokens
 from tests.conftest import Edge
-from tests.factories import PASSWORD, Phone, device_session, exercise_session, puzzle_session
+from tests.factories import PASSWORD, Phone, change, device_session, exercise_session, filled, puzzle_session
 
 OURS = {
     policy.method: policy for policy in contract.policies().values() if policy.service not in contract.INFRASTRUCTURE
@@ -70,6 +69,15 @@ EXPECTED = {
     "/satchel.sessions.v1.DeviceSessionService/BatchUploadJson": USERS,
     "/satchel.sessions.v1.StatsService/GetStats": USERS,
     "/satchel.sessions.v1.StatsService/UpdateStats": USERS,
+    "/satchel.sessions.v1.SyncService/Sync": USERS,
+    "/satchel.sessions.v1.SyncService/PushChanges": USERS,
+    "/satchel.sessions.v1.SyncService/PushChangesJson": USERS,
+    "/satchel.sessions.v1.SyncService/PullChanges": USERS,
+    "/satchel.sessions.v1.SyncService/PullChangesJson": USERS,
+    "/satchel.sessions.v1.SyncService/GetPolicy": USERS,
+    "/satchel.sessions.v1.SyncService/UpdatePolicy": ADMINS,
+    "/satchel.sessions.v1.SyncService/ListConflicts": USERS,
+    "/satchel.sessions.v1.SyncService/ResolveConflict": USERS,
     "/satchel.sessions.v1.MetaService/ListSchemas": OPEN,
     "/satchel.sessions.v1.MetaService/GetSchema": OPEN,
     "/satchel.sessions.v1.MetaService/GetAppVersion": OPEN,
@@ -123,6 +131,15 @@ def request_for(method: str) -> Message:
         "CreateWorkoutPlan": {"name": "4 x 4", "steps": [{"type": "interval"}]},
         "GetWorkoutPlan": {"workout_id": str(uuid4())},
         "SignOut": {"scope": "others"},
+        "PushChanges": {"changes": [change(data='{"text": "x"}')]},
+        "GetPolicy": {"tenant_id": 1, "domain": "journal"},
+        "UpdatePolicy": {
+            "tenant_id": 1,
+            "domain": "journal",
+            "resolution_policy": "client_wins",
+            "validate_only": True,
+        },
+        "ResolveConflict": {"conflict_id": str(uuid4()), "resolution": "accept_server"},
     }.get(method.rpartition("/")[2], {})
     return json_format.ParseDict(content, request)
 
@@ -184,11 +201,14 @@ async def channel(edge: Edge) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def asked(channel: grpc.aio.Channel, method: str, request: Message, metadata: Any) -> tuple[Any, str]:
-    """The answer and the reason of the refusal; one of them is empty."""
-    answer_class = GetMessageClass(DESCRIPTORS[method].output_type)
-    call = channel.unary_unary(method, type(request).SerializeToString, answer_class.FromString)
+    """The answer, of a stream the first, and the reason of the refusal; one of them is empty."""
+    descriptor = DESCRIPTORS[method]
+    shapes = type(request).SerializeToString, GetMessageClass(descriptor.output_type).FromString
     try:
-        return await call(request, metadata=metadata, timeout=10), ""
+        if descriptor.client_streaming:
+            stream = channel.stream_stream(method, *shapes)(iter([request]), metadata=metadata, timeout=10)
+            return [answer async for answer in stream][:1] or None, ""
+        return await channel.unary_unary(method, *shapes)(request, metadata=metadata, timeout=10), ""
     except grpc.aio.AioRpcError as error:
         status = rpc_status.from_call(error)
         assert status is not None, f"{method}: {error.code()} without details: {error.details()}"
@@ -227,8 +247,7 @@ class TestEveryRpc:
         header = callers.headers[caller]
         headers = {"authorization": header} if header else {}
         content = json_format.MessageToJson(request_for(policy.method)) if rule.verb != "GET" else None
-        path = re.sub(r"\{\w+\}", str(uuid4()), rule.path)
-        answer = await edge.http.request(rule.verb, path, headers=headers, content=content)
+        answer = await edge.http.request(rule.verb, filled(rule.path), headers=headers, content=content)
         expected = EXPECTED[policy.method][caller]
         if not expected:
             assert answer.status_code in (200, 201, 400, 403, 404), answer.text
