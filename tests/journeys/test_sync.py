@@ -228,6 +228,12 @@ class TestPush:
         assert statuses(first.json()["receipts"])[1:] == ["CONFLICT", *["REJECTED"] * 3]
         assert (await log(phone))["total"] == 2
 
+    async def test_the_same_push_from_many_sides_at_once_is_applied_once(self, phone: Phone) -> None:
+        body = {"changes": [change(), change()], "idempotency_key": str(uuid4())}
+        answers = await asyncio.gather(*(phone.call("POST", PUSH, json=body) for _ in range(4)))
+        assert [statuses(answer.json()["receipts"]) for answer in answers] == [["APPLIED", "APPLIED"]] * 4
+        assert [one["version"] for one in (await pull(phone))["changes"]] == [1, 1]
+
     async def test_a_key_that_was_used_for_other_content_is_a_conflict(self, phone: Phone) -> None:
         headers = {"idempotency-key": str(uuid4())}
         await phone.call("POST", PUSH, json={"changes": [change()]}, headers=headers)
@@ -436,6 +442,17 @@ class TestPull:
             ("exercise", exercise["id"], 1),
         ]
         assert page["changes"][1]["data"] == {name: value for name, value in puzzle.items() if name != "id"}
+
+    async def test_what_a_device_deletes_is_gone_from_the_typed_doors(self, phone: Phone) -> None:
+        recording, puzzle = device_session(), puzzle_session()
+        await phone.call("POST", "/sessions/batch_upload", json={"sessions": [recording]})
+        await phone.call("POST", "/v1/sessions", json={"sessions": [puzzle]})
+        gone = {"operation": "DELETE", "base_version": 1}
+        device = await another_device(phone)
+        await push(device, change(domain="bike", id=recording["client_session_id"], **gone))
+        await push(device, change(domain="puzzle", id=puzzle["id"], **gone))
+        assert (await phone.call("GET", "/v1/sessions")).json()["sessions"] == []
+        assert (await phone.call("GET", "/users/me/stats")).json()["total_sessions"] == 0
 
     async def test_a_pushed_puzzle_is_listed_by_the_typed_door(self, phone: Phone) -> None:
         puzzle = puzzle_session()
@@ -925,6 +942,13 @@ class TestLog:
         assert (await log(phone, since=tomorrow))["conflicts"] == []
         for parameters, field in (({"page_size": 1001}, "page_size"), ({"since": "then"}, "since")):
             assert refusal(await phone.call("GET", CONFLICTS, params=parameters)) == (400, "SYNC_001", [field])
+
+    async def test_the_log_of_a_domain_that_cannot_be_is_empty(self, phone: Phone) -> None:
+        page = change()
+        await push(phone, page, {**page, "data": {"text": "other"}})
+        for domain in ("nope", "%00", "journal%00"):
+            answer = await phone.call("GET", f"{CONFLICTS}?domain={domain}")
+            assert (answer.status_code, answer.json()["conflicts"], answer.json()["total"]) == (200, [], 0)
 
     async def test_an_administrator_sees_the_tenants_and_everybody_else_their_own(self, edge: Edge) -> None:
         tenant = new_tenant()
