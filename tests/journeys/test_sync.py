@@ -1115,3 +1115,67 @@ class TestGrpc:
         assert dict(logged.conflicts[0].losing_data) == {"text": "client"}
         call = stub.GetPolicy(pb.GetPolicyRequest(tenant_id=1, domain="journal"), metadata=phone.metadata)
         assert await refused(call) == (grpc.StatusCode.PERMISSION_DENIED, "FORBIDDEN", [])
+
+
+class TestEdgesOfAPush:
+    """What a phone hardly ever sends, and must not bring a push down or lose a word of it."""
+
+    @pytest.mark.parametrize("bad", [{"domain": "\ud83d"}, {"id": "\ud83d"}], ids=["domain", "id"])
+    async def test_half_an_emoji_in_a_name_is_refused_alone(self, phone: Phone, bad: dict[str, Any]) -> None:
+        content = json.dumps({"changes": [change(), change(**bad)]})
+        answer = await phone.call("POST", PUSH, content=content)
+        assert answer.status_code == 200, answer.text
+        assert statuses(answer.json()["receipts"]) == ["APPLIED", "REJECTED"]
+
+    @pytest.mark.parametrize("bad", [{"domain": "a\0"}, {"id": "a\0"}], ids=["domain", "id"])
+    async def test_a_nul_in_a_name_is_refused_alone_and_remembered(self, phone: Phone, bad: dict[str, Any]) -> None:
+        body = {"changes": [change(), change(**bad)], "idempotency_key": str(uuid4())}
+        for _ in range(2):
+            answer = await phone.call("POST", PUSH, json=body)
+            assert answer.status_code == 200, answer.text
+            assert statuses(answer.json()["receipts"]) == ["APPLIED", "REJECTED"]
+
+    @pytest.mark.parametrize("version", [2**31, 2**63])
+    async def test_a_version_beyond_32_bits_is_refused_alone(self, phone: Phone, version: int) -> None:
+        page = change()
+        await push(phone, page)
+        stale = {**page, "base_version": version, "data": {"text": "other"}}
+        answer = await phone.call("POST", PUSH, json={"changes": [change(), stale]})
+        assert answer.status_code == 200, answer.text
+        assert statuses(answer.json()["receipts"]) == ["APPLIED", "REJECTED"]
+
+    @pytest.mark.parametrize(("before", "after"), [(0, False), (1, True), ([1], [True])])
+    async def test_a_number_that_became_a_truth_value_is_a_change(self, phone: Phone, before: Any, after: Any) -> None:
+        page = change(data={"flag": before})
+        await push(phone, page)
+        assert statuses(await push(phone, {**page, "base_version": 1, "data": {"flag": after}})) == ["APPLIED"]
+        assert json.dumps(await held(phone, page)) == json.dumps({"flag": after})
+
+    async def test_what_is_no_object_sinks_the_group_of_its_request(self, phone: Phone) -> None:
+        assert statuses(await push(phone, change(), 7, atomic_group="g")) == ["REJECTED", "REJECTED"]
+        assert (await pull(phone))["changes"] == []
+
+    async def test_a_puzzle_of_a_failed_group_takes_no_room_of_the_free_tier(self, phone: Phone) -> None:
+        first, second = puzzle_session(), puzzle_session()
+        changes = [
+            change(domain="puzzle", id=first.pop("id"), data=first, atomic_group="g"),
+            change(domain="nope", atomic_group="g"),
+            change(domain="puzzle", id=second.pop("id"), data=second),
+        ]
+        assert statuses(await push(phone, *changes)) == ["REJECTED", "REJECTED", "APPLIED"]
+
+    async def test_a_key_beside_half_an_emoji_counts(self, phone: Phone) -> None:
+        changes = [change(), change(data={"text": "\ud83d"})]
+        content = json.dumps({"changes": changes, "idempotency_key": str(uuid4())})
+        answers = [await phone.call("POST", PUSH, content=content) for _ in range(2)]
+        assert [statuses(answer.json()["receipts"]) for answer in answers] == [["APPLIED", "REJECTED"]] * 2
+
+    async def test_a_decision_is_no_push_of_the_rate(self, undecided: Open) -> None:
+        assert (await log(undecided.phone))["conflict_rate_pct"] == 50
+        await resolve(undecided.phone, undecided.id, "accept_client")
+        assert (await log(undecided.phone))["conflict_rate_pct"] == 50
+
+    async def test_a_policy_that_is_not_named_is_missing(self, edge: Edge) -> None:
+        administrator = await edge.administrator()
+        answer = await administrator.call("PUT", "/api/v1/sync/policies/1/task", json={})
+        assert refusal(answer) == (400, "SYNC_002", ["resolution_policy"])
