@@ -140,7 +140,7 @@ class Conflicts:
         scope = Scope(
             tenant_id=caller.tenant_id,
             user_id=None if caller.role == "admin" else caller.user_id,
-            domain=domain.replace("\x00", ""),
+            domain=domain.replace("\x00", "?"),
             since=max(start, parse_moment("since", since)) if since else start,
         )
         found = await self._log.page(

@@ -44,11 +44,11 @@ def change_from_json(item: Any, group: Any) -> Pushed:
 
 
 def change_from_pb(message: pb.Change, group: str) -> Pushed:
-    """A change of a message. Raises Failure(FIELD_INVALID) for data that is no JSON."""
+    """A change of a message; data that is no JSON stays a text, which is refused under the change's id and group."""
     try:
         data = orjson.loads(message.data) if message.data else None
     except orjson.JSONDecodeError:
-        raise invalid("data", "is no JSON", "INVALID_FORMAT") from None
+        data = message.data
     return Pushed(
         domain=message.domain,
         id=message.id,

@@ -219,12 +219,6 @@ def item_number(below: float, above: float, *, required: bool = False, integer: 
     return item((*NOT_A_NUMBER, *texts(below, above, *([1.5] if integer else []), 10**30)), required=required)
 
 
-def bike_change() -> dict[str, Any]:
-    """A recording as sync carries it."""
-    data = device_session()
-    return change(domain="bike", id=data.pop("client_session_id"), data=data)
-
-
 MOBILE = {"FIELD_INVALID": "SYNC_001", "FIELD_MISSING": "SYNC_002"}
 BATCHES = {
     "UploadPuzzleSessionsJson": Batch(
@@ -267,16 +261,16 @@ BATCHES = {
         lambda answer: [one["error"] for one in answer["results"] if one["status"] == "error"],
     ),
     "PushChangesJson": Batch(
-        bike_change,
+        change,
         sync_pb2.Change,
         {
-            "domain": item((*NOT_A_STRING, *NUL, *texts("nope", "BIKE", " ", "x" * 10_000)), required=True),
-            "id": item((*NOT_A_STRING, *NUL, *texts("x" * 65, "a b", "a/b", "é")), required=True),
-            "base_version": item((*NOT_A_NUMBER, *texts(-1, 1.5, 2**31, 10**30))),
+            "domain": Field((*NOT_A_STRING, *NUL, *texts("nope", "TASK", " ", "x" * 10_000)), required=True),
+            "id": Field((*NOT_A_STRING, *NUL, *texts("x" * 65, "a b", "a/b", "é")), required=True),
+            "base_version": item((*NOT_A_NUMBER, *texts(-1, 1.5), "-1" + "0" * 30)),
             "operation": item((*NOT_A_STRING, *NUL, *texts("MERGE", " ", "x" * 10_000)), required=True),
-            "data": Field((*NOT_AN_OBJECT, *OPEN, *texts({}, {"a": "x" * 300_000})), required=True),
+            "data": Field((*NOT_AN_OBJECT, *OPEN, *texts({"text": 7}, {"a": "x" * 300_000})), required=True),
             "client_time": item((*NOT_A_STRING, *NUL, *texts("yesterday", "2026-02-26", "2026-02-30T10:00:00Z"))),
-            "atomic_group": item((*NOT_A_STRING, *texts("x" * 65))),
+            "atomic_group": Field((*NOT_A_STRING, *texts("x" * 65), nested(300), "1e400")),
         },
         lambda answer: sum(one["status"] in ("APPLIED", "DUPLICATE") for one in answer["receipts"]),
         lambda answer: [
@@ -317,7 +311,7 @@ PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
         "domains": ("nope", "bike,nope", "%00", "x" * 2000, "bike%20"),
         "limit": BAD_PAGES["page_size"],
     },
-    "GetPolicy": {"tenant_id": ("x", "1.5", "true", "99999999999", "%00")},
+    "GetPolicy": {"tenant_id": ("x", "1.5", "true", "99999999999")},
     "ListConflicts": {"tenant_id": ("x", "", "1.5", "99999999999", "%00"), "since": SINCE, **BAD_PAGES},
 }
 # Doors whose cases stand with the rest of what is known of them: they answer in another form, or to administrators.
@@ -599,7 +593,7 @@ class TestBatches:
         assert (batch.stored(body), len(batch.refused(body))) == (len(good), len(bad))
         numbers = [int(one["field"].partition("[")[2].partition("]")[0]) for one in batch.refused(body)]
         assert numbers == [*range(1, 51), *range(52, len(bad) + 2)]
-        assert (await stored(phone))[2]["total_sessions"] == len(good)
+        assert len((await stored(phone))[4]["changes"]) == len(good)
 
     @pytest.mark.parametrize("rpc", BATCHES)
     @pytest.mark.parametrize(
@@ -997,7 +991,7 @@ class TestAnything:
         document = {"sessions": value} if isinstance(value, list) else value
         await self.send(phone, "POST", "/v1/sessions", document)
 
-    @given(value=trees(("changes", *bike_change())) | st.lists(near(bike_change()), max_size=4))
+    @given(value=trees(("changes", *change())) | st.lists(near(change()), max_size=4))
     @settings(max_examples=100)
     async def test_a_push(self, phone: Phone, value: Any) -> None:
         document = {"changes": value, "idempotency_key": str(uuid4())} if isinstance(value, list) else value

@@ -228,6 +228,12 @@ class TestPush:
         assert statuses(first.json()["receipts"])[1:] == ["CONFLICT", *["REJECTED"] * 3]
         assert (await log(phone))["total"] == 2
 
+    async def test_the_same_push_from_many_sides_at_once_is_applied_once(self, phone: Phone) -> None:
+        body = {"changes": [change(), change()], "idempotency_key": str(uuid4())}
+        answers = await asyncio.gather(*(phone.call("POST", PUSH, json=body) for _ in range(4)))
+        assert [statuses(answer.json()["receipts"]) for answer in answers] == [["APPLIED", "APPLIED"]] * 4
+        assert [one["version"] for one in (await pull(phone))["changes"]] == [1, 1]
+
     async def test_a_key_that_was_used_for_other_content_is_a_conflict(self, phone: Phone) -> None:
         headers = {"idempotency-key": str(uuid4())}
         await phone.call("POST", PUSH, json={"changes": [change()]}, headers=headers)
@@ -436,6 +442,17 @@ class TestPull:
             ("exercise", exercise["id"], 1),
         ]
         assert page["changes"][1]["data"] == {name: value for name, value in puzzle.items() if name != "id"}
+
+    async def test_what_a_device_deletes_is_gone_from_the_typed_doors(self, phone: Phone) -> None:
+        recording, puzzle = device_session(), puzzle_session()
+        await phone.call("POST", "/sessions/batch_upload", json={"sessions": [recording]})
+        await phone.call("POST", "/v1/sessions", json={"sessions": [puzzle]})
+        gone = {"operation": "DELETE", "base_version": 1}
+        device = await another_device(phone)
+        await push(device, change(domain="bike", id=recording["client_session_id"], **gone))
+        await push(device, change(domain="puzzle", id=puzzle["id"], **gone))
+        assert (await phone.call("GET", "/v1/sessions")).json()["sessions"] == []
+        assert (await phone.call("GET", "/users/me/stats")).json()["total_sessions"] == 0
 
     async def test_a_pushed_puzzle_is_listed_by_the_typed_door(self, phone: Phone) -> None:
         puzzle = puzzle_session()
@@ -926,6 +943,13 @@ class TestLog:
         for parameters, field in (({"page_size": 1001}, "page_size"), ({"since": "then"}, "since")):
             assert refusal(await phone.call("GET", CONFLICTS, params=parameters)) == (400, "SYNC_001", [field])
 
+    async def test_the_log_of_a_domain_that_cannot_be_is_empty(self, phone: Phone) -> None:
+        page = change()
+        await push(phone, page, {**page, "data": {"text": "other"}})
+        for domain in ("nope", "%00", "journal%00"):
+            answer = await phone.call("GET", f"{CONFLICTS}?domain={domain}")
+            assert (answer.status_code, answer.json()["conflicts"], answer.json()["total"]) == (200, [], 0)
+
     async def test_an_administrator_sees_the_tenants_and_everybody_else_their_own(self, edge: Edge) -> None:
         tenant = new_tenant()
         administrator = await edge.administrator(tenant_id=tenant)
@@ -1091,3 +1115,67 @@ class TestGrpc:
         assert dict(logged.conflicts[0].losing_data) == {"text": "client"}
         call = stub.GetPolicy(pb.GetPolicyRequest(tenant_id=1, domain="journal"), metadata=phone.metadata)
         assert await refused(call) == (grpc.StatusCode.PERMISSION_DENIED, "FORBIDDEN", [])
+
+
+class TestEdgesOfAPush:
+    """What a phone hardly ever sends, and must not bring a push down or lose a word of it."""
+
+    @pytest.mark.parametrize("bad", [{"domain": "\ud83d"}, {"id": "\ud83d"}], ids=["domain", "id"])
+    async def test_half_an_emoji_in_a_name_is_refused_alone(self, phone: Phone, bad: dict[str, Any]) -> None:
+        content = json.dumps({"changes": [change(), change(**bad)]})
+        answer = await phone.call("POST", PUSH, content=content)
+        assert answer.status_code == 200, answer.text
+        assert statuses(answer.json()["receipts"]) == ["APPLIED", "REJECTED"]
+
+    @pytest.mark.parametrize("bad", [{"domain": "a\0"}, {"id": "a\0"}], ids=["domain", "id"])
+    async def test_a_nul_in_a_name_is_refused_alone_and_remembered(self, phone: Phone, bad: dict[str, Any]) -> None:
+        body = {"changes": [change(), change(**bad)], "idempotency_key": str(uuid4())}
+        for _ in range(2):
+            answer = await phone.call("POST", PUSH, json=body)
+            assert answer.status_code == 200, answer.text
+            assert statuses(answer.json()["receipts"]) == ["APPLIED", "REJECTED"]
+
+    @pytest.mark.parametrize("version", [2**31, 2**63])
+    async def test_a_version_beyond_32_bits_is_refused_alone(self, phone: Phone, version: int) -> None:
+        page = change()
+        await push(phone, page)
+        stale = {**page, "base_version": version, "data": {"text": "other"}}
+        answer = await phone.call("POST", PUSH, json={"changes": [change(), stale]})
+        assert answer.status_code == 200, answer.text
+        assert statuses(answer.json()["receipts"]) == ["APPLIED", "REJECTED"]
+
+    @pytest.mark.parametrize(("before", "after"), [(0, False), (1, True), ([1], [True])])
+    async def test_a_number_that_became_a_truth_value_is_a_change(self, phone: Phone, before: Any, after: Any) -> None:
+        page = change(data={"flag": before})
+        await push(phone, page)
+        assert statuses(await push(phone, {**page, "base_version": 1, "data": {"flag": after}})) == ["APPLIED"]
+        assert json.dumps(await held(phone, page)) == json.dumps({"flag": after})
+
+    async def test_what_is_no_object_sinks_the_group_of_its_request(self, phone: Phone) -> None:
+        assert statuses(await push(phone, change(), 7, atomic_group="g")) == ["REJECTED", "REJECTED"]
+        assert (await pull(phone))["changes"] == []
+
+    async def test_a_puzzle_of_a_failed_group_takes_no_room_of_the_free_tier(self, phone: Phone) -> None:
+        first, second = puzzle_session(), puzzle_session()
+        changes = [
+            change(domain="puzzle", id=first.pop("id"), data=first, atomic_group="g"),
+            change(domain="nope", atomic_group="g"),
+            change(domain="puzzle", id=second.pop("id"), data=second),
+        ]
+        assert statuses(await push(phone, *changes)) == ["REJECTED", "REJECTED", "APPLIED"]
+
+    async def test_a_key_beside_half_an_emoji_counts(self, phone: Phone) -> None:
+        changes = [change(), change(data={"text": "\ud83d"})]
+        content = json.dumps({"changes": changes, "idempotency_key": str(uuid4())})
+        answers = [await phone.call("POST", PUSH, content=content) for _ in range(2)]
+        assert [statuses(answer.json()["receipts"]) for answer in answers] == [["APPLIED", "REJECTED"]] * 2
+
+    async def test_a_decision_is_no_push_of_the_rate(self, undecided: Open) -> None:
+        assert (await log(undecided.phone))["conflict_rate_pct"] == 50
+        await resolve(undecided.phone, undecided.id, "accept_client")
+        assert (await log(undecided.phone))["conflict_rate_pct"] == 50
+
+    async def test_a_policy_that_is_not_named_is_missing(self, edge: Edge) -> None:
+        administrator = await edge.administrator()
+        answer = await administrator.call("PUT", "/api/v1/sync/policies/1/task", json={})
+        assert refusal(answer) == (400, "SYNC_002", ["resolution_policy"])
