@@ -36,6 +36,8 @@ from services.sessions.stats_domain import UserStats
 from services.sessions.stats_servicer import StatsServicer
 from services.sessions.stats_store import StatsStore
 from services.sessions.streams_domain import StreamLimits, Streams
+from services.sessions.sweeps_domain import Sweeps, sweeping
+from services.sessions.sweeps_store import SweepStore
 from services.sessions.sync_domain import Sync
 from services.sessions.sync_servicer import SyncServicer
 
@@ -66,5 +68,6 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
         sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts, streams), server)
-        async with live.running(config.redis_url):
+        sweeps = Sweeps(SweepStore(db), now=utc_now)
+        async with live.running(config.redis_url), sweeping(sweeps, config.sweep_interval):
             yield
