@@ -23,8 +23,11 @@ from services.sessions.conflicts_store import ConflictStore
 from services.sessions.device_sessions_domain import DeviceSessions
 from services.sessions.device_sessions_servicer import DeviceSessionServicer
 from services.sessions.domains import Domains
+from services.sessions.erasures_domain import Erasures
+from services.sessions.erasures_store import ErasureStore
 from services.sessions.exercises_domain import Catalogue, ExerciseSessions
 from services.sessions.exercises_servicer import ExerciseSessionServicer
+from services.sessions.exports_domain import Exports
 from services.sessions.feed_store import FeedStore
 from services.sessions.live import Live
 from services.sessions.meta_domain import AppVersions
@@ -59,6 +62,8 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         stats = UserStats(store, StatsStore(db), domains, now=utc_now)
         sync = Sync(store, feeds, domains, free_tier, now=utc_now)
         conflicts = Conflicts(store, ConflictStore(db), domains, now=utc_now)
+        exports = Exports(feeds, ConflictStore(db), now=utc_now)
+        erasures = Erasures(ErasureStore(db), now=utc_now)
         versions = AppVersions()
         streams = Streams(live, sync, conflicts, versions, now=utc_now, failure_of=failure_of)
         exercise_sessions_pb2_grpc.add_ExerciseSessionServiceServicer_to_server(
@@ -67,7 +72,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         puzzle_sessions_pb2_grpc.add_PuzzleSessionServiceServicer_to_server(PuzzleSessionServicer(puzzles), server)
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
-        sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts, streams), server)
+        sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts, streams, exports, erasures), server)
         sweeps = Sweeps(SweepStore(db), now=utc_now)
         async with live.running(config.redis_url), sweeping(sweeps, config.sweep_interval):
             yield
