@@ -27,6 +27,7 @@ LIMITS_LOCAL: Final = Counter(
 )
 SWEPT: Final = Counter("swept_rows", "Rows that were removed since they had grown too old.", ["kind"])
 SWEEP_ERRORS: Final = Counter("sweep_errors", "Sweeps that failed and were left to the next round.", ["kind"])
+ERASURE_ERRORS: Final = Counter("account_erasure_errors", "Attempts to erase a deleted account that failed.")
 REVOCATION_ERRORS: Final = Counter("revocation_refresh_errors", "Failed attempts to learn which sign-ins were ended.")
 
 
