@@ -72,7 +72,9 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         puzzle_sessions_pb2_grpc.add_PuzzleSessionServiceServicer_to_server(PuzzleSessionServicer(puzzles), server)
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
-        sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts, streams, exports, erasures), server)
+        sync_pb2_grpc.add_SyncServiceServicer_to_server(
+            SyncServicer(sync, conflicts, streams, exports, erasures), server
+        )
         sweeps = Sweeps(SweepStore(db), now=utc_now)
         async with live.running(config.redis_url), sweeping(sweeps, config.sweep_interval):
             yield

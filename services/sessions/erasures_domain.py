@@ -36,9 +36,11 @@ class Erasures:
         self._batch = batch
 
     async def erase(self, user_id: str) -> Erased:
-        """Erases all that the user has, batch by batch; what was done stays done. Raises Failure: FIELD_MISSING, FIELD_INVALID.
+        """Erases all that the user has, batch by batch; what was done stays done.
 
         Records first: what a push that was let in before has logged meanwhile goes with the rest.
+
+        Raises Failure: FIELD_MISSING, FIELD_INVALID.
         """
         user = UUID(parse_uuid("user_id", user_id))
         return Erased(

@@ -160,7 +160,8 @@ class TestTogether:
             await writer.execute("SET lock_timeout = '1s'")
             await writer.execute("UPDATE sessions.feeds SET position = 21 WHERE user_id = %s", [written])
             await writer.execute(
-                "UPDATE sessions.records SET deleted = false, position = 21 WHERE user_id = %s AND position = 1", [written]
+                "UPDATE sessions.records SET deleted = false, position = 21 WHERE user_id = %s AND position = 1",
+                [written],
             )
         assert (await sweeps(db, batch=4).round())["tombstones"] == 19
         assert await feed(db, written) == (20, [21])
@@ -240,7 +241,13 @@ class TestCursors:
 
     async def push(self, phone: Phone, *ids: str, operation: str = "UPSERT") -> None:
         changes = [
-            {"domain": "journal", "id": id, "operation": operation, "data": {"title": id, "text": "x"}, "base_version": v}
+            {
+                "domain": "journal",
+                "id": id,
+                "operation": operation,
+                "data": {"title": id, "text": "x"},
+                "base_version": v,
+            }
             for id, v in ((id, 0 if operation == "UPSERT" else 1) for id in ids)
         ]
         answer = await phone.call("POST", "/api/v1/sync/push", json={"changes": changes})
