@@ -11,7 +11,6 @@ from google.api.httpbody_pb2 import HttpBody
 from runtime.clock import format_time
 from services.sessions.conflicts_domain import LoggedConflict
 from services.sessions.exports_domain import Footer, Header, Item
-from services.sessions.feed_store import Entry
 
 JSON_LINES: Final = "application/jsonl"
 FORMAT: Final = "satchel-export"
@@ -42,16 +41,6 @@ def _line(item: Item) -> dict[str, Any]:
                 "user_id": str(item.user_id),
                 "export_time": format_time(item.export_time),
             }
-        case Entry():
-            return {
-                "type": "record",
-                "domain": item.domain,
-                "id": item.id,
-                "version": item.version,
-                "deleted": item.deleted,
-                "data": orjson.Fragment(item.raw),
-                "update_time": format_time(item.update_time),
-            }
         case LoggedConflict():
             return {
                 "type": "conflict",
@@ -72,3 +61,13 @@ def _line(item: Item) -> dict[str, Any]:
             }
         case Footer():
             return {"end": True, "records": item.records, "conflicts": item.conflicts}
+        case _:
+            return {
+                "type": "record",
+                "domain": item.domain,
+                "id": item.id,
+                "version": item.version,
+                "deleted": item.deleted,
+                "data": orjson.Fragment(item.raw),
+                "update_time": format_time(item.update_time),
+            }

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from runtime.telemetry import SWEEP_ERRORS, SWEPT, logger
 from services.sessions.conflicts_domain import LOG_LIFETIME
-from services.sessions.records_store import KEY_LIFETIME
+from services.sessions.records_domain import KEY_LIFETIME
 
 if TYPE_CHECKING:
     from services.sessions.sweeps_store import SweepStore

@@ -93,11 +93,13 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
         return convert.resolve_response(resolved)
 
     async def ExportRecords(self, request: pb.ExportRecordsRequest, context: Context) -> AsyncIterator[HttpBody]:
-        answer_headers(exports_convert.DISPOSITION)
         async with (
             aclosing(self._exports.everything(principal())) as items,
             aclosing(exports_convert.pieces(items)) as pieces,
         ):
+            first = await anext(pieces)
+            answer_headers(exports_convert.DISPOSITION)  # now that it is no refusal, which nobody wants as a file
+            yield first
             async for piece in pieces:
                 yield piece
 

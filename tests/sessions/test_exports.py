@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +13,9 @@ import psycopg
 from satchel.sessions.v1 import sync_pb2 as pb
 from satchel.sessions.v1 import sync_pb2_grpc as pb_grpc
 
-from tests.conftest import Edge
+from deploy.parts import running
+from deploy.postgres import postgres_part
+from tests.conftest import Edge, config_for, edge_of
 from tests.factories import Phone
 
 PATH = "/api/v1/sync/export"
@@ -85,16 +89,19 @@ async def test_thousands_of_records_come_whole_and_once(phone: Phone) -> None:
     assert end["records"] == 3000
 
 
-async def test_more_than_the_edge_holds_of_other_answers_passes(edge: Edge, phone: Phone) -> None:
-    text = "x" * 100_000
+def store_42_megabytes(edge: Edge, phone: Phone) -> None:
     with psycopg.connect(edge.mesh.config.database_url) as connection:
         connection.execute("INSERT INTO sessions.feeds (user_id, position) VALUES (%s, 420)", [phone.user_id])
         connection.execute(
             "INSERT INTO sessions.records (user_id, domain, id, version, position, deleted, data, size, create_time,"
             " update_time) SELECT %s, 'journal', 'r' || place, 1, place, false, jsonb_build_object('text', %s::text),"
             " 100011, now(), now() FROM generate_series(1, 420) AS place",
-            [phone.user_id, text],
+            [phone.user_id, "x" * 100_000],
         )
+
+
+async def test_more_than_the_edge_holds_of_other_answers_passes(edge: Edge, phone: Phone) -> None:
+    store_42_megabytes(edge, phone)
     size, last, lines = 0, b"", 0
     async with edge.http.stream("GET", PATH, headers=phone.headers) as answer:
         assert answer.status_code == 200
@@ -126,3 +133,28 @@ async def test_a_caller_who_goes_away_in_the_middle_leaves_nothing_running(edge:
             assert (await call.read()).data
             call.cancel()
     assert (await export(phone))[-1]["records"] == 500
+
+
+async def test_one_that_is_cut_off_has_no_end_and_one_that_cannot_begin_is_refused() -> None:
+    with TemporaryDirectory(prefix="satchel-") as made:
+        directory = Path(made)
+        part = postgres_part(directory / "postgres", log=directory / "postgres.log")
+        async with (
+            running(part) as server,
+            edge_of(config_for(directory / "home", database_url=part.url), directory / "edge") as edge,
+        ):
+            phone = await edge.phone()
+            store_42_megabytes(edge, phone)
+            got = bytearray()
+            async with edge.http.stream("GET", PATH, headers=phone.headers) as answer:
+                async for piece in answer.aiter_bytes():
+                    got += piece
+                    if server.running:
+                        server.kill()
+                        await server.wait()
+            assert answer.status_code == 200
+            assert b'"format":"satchel-export"' in got[:100]
+            assert b'"end":true' not in got[-200:]
+            refused = await phone.call("GET", PATH)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "UNAVAILABLE")
+            assert "content-disposition" not in refused.headers

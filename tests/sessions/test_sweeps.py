@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import UUID, uuid4
 
 import grpc
@@ -215,8 +216,15 @@ async def until_one_waits(db: Database) -> int:
             await asyncio.sleep(0.01)
 
 
-async def test_a_sweeper_lives_through_the_loss_of_the_database(tmp_path: Path) -> None:
-    part = postgres_part(tmp_path / "postgres", log=tmp_path / "postgres.log")
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Not in pytest's own, which PostgreSQL's account may not enter."""
+    with TemporaryDirectory(prefix="satchel-") as made:
+        yield Path(made)
+
+
+async def test_a_sweeper_lives_through_the_loss_of_the_database(directory: Path) -> None:
+    part = postgres_part(directory / "postgres", log=directory / "postgres.log")
     async with running(part) as server:
         migrate(part.url, "sessions")
         async with database(part.url, connections=2, name="test") as db:
