@@ -82,7 +82,7 @@ class FeedStore:
             # Asked after the page: tombstones that were swept away before it was read are known to be missing.
             await cursor.execute(_HORIZON, [user_id], prepare=True)
             (horizon,) = await cursor.fetchone() or (0,)
-        entries = [Entry(*row[:-1]) for row in rows[:limit]]
+        entries = [Entry._make(row[:-1]) for row in rows[:limit]]
         if len(rows) > limit or (rows and rows[-1][-1] >= PAGE_BYTES):
             return Stretch(entries, entries[-1].position, True, horizon)
         # All there is has been read, so nothing that is not here can stand before what was last then.
