@@ -53,6 +53,8 @@ class Config(BaseSettings):
     """Seconds that a sync stream lives at most."""
     streams_per_user: int = Field(20, ge=1)
     """Sync streams that a user may have open in one process."""
+    sweep_interval: float = Field(60.0, gt=0)
+    """Seconds, about, between two rounds of removing what has grown too old."""
     free_puzzles_per_day: int = Field(1, ge=0)
     """New puzzle sessions that a free account may store per UTC day of their timestamp."""
     domains: Path | None = None

@@ -162,10 +162,16 @@ class _Guard:
             try:
                 request = self._read(data)
                 await self._contract.admit(call, request)
-                await _send_headers(call, context)
+                begun = False
                 async with aclosing(self._answer(request, context)) as responses:
                     async for response in responses:
+                        # Not before: a call that is refused by its handler must not have begun to succeed.
+                        if not begun:
+                            await _send_headers(call, context)
+                            begun = True
                         yield response
+                if not begun:
+                    await _send_headers(call, context)
             except Exception as error:
                 await self._refuse(error, call, context, outcome)
 

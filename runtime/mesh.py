@@ -11,11 +11,14 @@ from uuid import UUID
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
+from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
 
 from runtime.identity import Revocations, ServiceTokens
 from runtime.telemetry import REVOCATION_ERRORS, logger
 
 CALL_TIMEOUT: Final = 2.0
+# However much there is to erase, the service ends the call before this and goes on with the next one.
+ERASE_TIMEOUT: Final = 30.0
 # An ended sign-in must be known everywhere within a second.
 REVOCATION_INTERVAL: Final = 0.5
 CHANNEL_OPTIONS: Final = (
@@ -54,6 +57,22 @@ class AuthClient:
             metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
         )
         return [UUID(one) for one in response.sign_in_ids], response.next_since
+
+
+class SessionsClient:
+    """What the auth service asks of the sessions service."""
+
+    def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
+        self._stub = sync_pb2_grpc.SyncServiceStub(opened)
+        self._tokens = tokens
+
+    async def erase_user(self, user_id: UUID) -> None:
+        """Erases all that a user has there. Raises grpc.aio.AioRpcError when it is away, or when there is more."""
+        await self._stub.EraseUser(
+            sync_pb2.EraseUserRequest(user_id=str(user_id)),
+            timeout=ERASE_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
 
 
 @asynccontextmanager

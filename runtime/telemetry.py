@@ -25,6 +25,9 @@ STREAMS_OPEN: Final = Gauge("sync_streams_open", "Sync streams that are open.")
 LIMITS_LOCAL: Final = Counter(
     "rate_limit_local_decisions", "Rate limits decided from this process's own counts because Redis was away."
 )
+SWEPT: Final = Counter("swept_rows", "Rows that were removed since they had grown too old.", ["kind"])
+SWEEP_ERRORS: Final = Counter("sweep_errors", "Sweeps that failed and were left to the next round.", ["kind"])
+ERASURE_ERRORS: Final = Counter("account_erasure_errors", "Attempts to erase a deleted account that failed.")
 REVOCATION_ERRORS: Final = Counter("revocation_refresh_errors", "Failed attempts to learn which sign-ins were ended.")
 
 

@@ -12,8 +12,12 @@ from satchel.auth.v1 import auth_pb2_grpc
 from runtime.clock import utc_now
 from runtime.config import Config
 from runtime.database import database
-from runtime.keys import signing_keys
+from runtime.identity import ServiceTokens
+from runtime.keys import mesh_secret, signing_keys
+from runtime.mesh import SessionsClient, channel
 from services.auth.domain import Accounts
+from services.auth.erasures_domain import Erasures
+from services.auth.erasures_store import ErasureStore
 from services.auth.passwords import Passwords, commonest
 from services.auth.servicer import AuthServicer
 from services.auth.store import AuthStore
@@ -25,8 +29,19 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
     """Adds the auth service to `server` for as long as the block runs."""
     async with database(config.database_url, connections=config.database_connections, name="auth") as db:
         await asyncio.to_thread(commonest)  # before the first sign-up, which would hold up everybody else's calls
-        with closing(Passwords()) as passwords:
-            access_tokens = AccessTokens(signing_keys(config.keys))
-            accounts = Accounts(AuthStore(db), passwords, access_tokens, admin_email=config.admin_email, now=utc_now)
-            auth_pb2_grpc.add_AuthServiceServicer_to_server(AuthServicer(accounts, access_tokens), server)
-            yield
+        tokens = ServiceTokens(mesh_secret(config.keys), "auth")
+        async with channel(config.sessions_address) as sessions:
+            erasures = Erasures(ErasureStore(db), SessionsClient(sessions, tokens).erase_user, now=utc_now)
+            with closing(Passwords()) as passwords:
+                access_tokens = AccessTokens(signing_keys(config.keys))
+                accounts = Accounts(
+                    AuthStore(db),
+                    passwords,
+                    access_tokens,
+                    admin_email=config.admin_email,
+                    deleted=erasures.look,
+                    now=utc_now,
+                )
+                auth_pb2_grpc.add_AuthServiceServicer_to_server(AuthServicer(accounts, access_tokens), server)
+                async with erasures.running():
+                    yield

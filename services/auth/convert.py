@@ -45,6 +45,11 @@ def me_response(account: Account) -> auth_pb2.GetMeResponse:
     )
 
 
+def delete_response(account_id: UUID, delete_time: datetime) -> auth_pb2.DeleteMeResponse:
+    """What is left of an account."""
+    return auth_pb2.DeleteMeResponse(id=str(account_id), deleted_at=to_timestamp(delete_time))
+
+
 def subscription_response(subscription: Subscription) -> auth_pb2.GetSubscriptionStatusResponse:
     """A subscription."""
     return auth_pb2.GetSubscriptionStatusResponse(

@@ -117,13 +117,18 @@ class Accounts:
         access_tokens: AccessTokens,
         *,
         admin_email: str,
+        deleted: Callable[[], None],
         now: Callable[[], datetime],
     ) -> None:
-        """The account with `admin_email` signs in as administrator of its tenant; empty: nobody does."""
+        """The account with `admin_email` signs in as administrator of its tenant; empty: nobody does.
+
+        `deleted` is told that an account was deleted, and that there is something to erase elsewhere.
+        """
         self._store = store
         self._passwords = passwords
         self._access_tokens = access_tokens
         self._admin_email = admin_email.strip().lower()
+        self._deleted = deleted
         self._now = now
         self._by_id = Coalesced(store.accounts)
 
@@ -218,6 +223,12 @@ class Accounts:
         if account is None:
             raise Failure(Reason.INVALID_TOKEN)
         return account.at(self._now())
+
+    async def delete(self, caller: Principal) -> datetime:
+        """Ends the caller's account and all its sign-ins; returns when, also the second time."""
+        delete_time = await self._store.delete_account(caller.user_id, self._now())
+        self._deleted()
+        return delete_time
 
     async def revoked_since(self, since: datetime | None) -> tuple[list[UUID], datetime]:
         """Sign-ins ended since whose access tokens may be alive, and the moment to ask from next."""

@@ -53,6 +53,10 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     async def GetMe(self, request: auth_pb2.GetMeRequest, context: Context) -> auth_pb2.GetMeResponse:
         return convert.me_response(await self._accounts.account(principal().user_id))
 
+    async def DeleteMe(self, request: auth_pb2.DeleteMeRequest, context: Context) -> auth_pb2.DeleteMeResponse:
+        caller = principal()
+        return convert.delete_response(caller.user_id, await self._accounts.delete(caller))
+
     async def GetSubscriptionStatus(
         self, request: auth_pb2.GetSubscriptionStatusRequest, context: Context
     ) -> auth_pb2.GetSubscriptionStatusResponse:

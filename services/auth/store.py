@@ -31,6 +31,7 @@ accounts: Final = sa.Table(
     sa.Column("subscription_end_time", _time),
     sa.Column("cancel_at_period_end", sa.Boolean),
     sa.Column("create_time", _time),
+    sa.Column("delete_time", _time),
 )
 
 sign_ins: Final = sa.Table(
@@ -50,33 +51,46 @@ sign_ins: Final = sa.Table(
     sa.Column("revoke_time", _time),
 )
 
-_ACCOUNT: Final = tuple(column for column in accounts.c if column.name != "password_hash")
+# What is still to be erased in other services of accounts that were deleted here.
+erasures: Final = sa.Table(
+    "erasures",
+    _schema,
+    sa.Column("account_id", sa.Uuid, primary_key=True),
+    sa.Column("delete_time", _time),
+    sa.Column("due_time", _time),
+    sa.Column("attempts", sa.Integer),
+)
+
+_ACCOUNT: Final = tuple(column for column in accounts.c if column.name not in ("password_hash", "delete_time"))
 
 _INSERT_ACCOUNT: Final = (
     postgresql.insert(accounts)
-    .values({column.name: bindparam(column.name) for column in accounts.c})
+    .values({column.name: bindparam(column.name) for column in accounts.c if column.name != "delete_time"})
     .on_conflict_do_nothing(index_elements=["email"])
     .returning(accounts.c.id)
 )
 _ACCOUNT_BY_EMAIL: Final = sa.select(*accounts.c).where(accounts.c.email == bindparam("email"))
 _ACCOUNTS_BY_ID: Final = sa.select(*_ACCOUNT).where(
-    accounts.c.id == sa.any_(bindparam("ids", type_=postgresql.ARRAY(sa.Uuid)))
+    accounts.c.id == sa.any_(bindparam("ids", type_=postgresql.ARRAY(sa.Uuid))), accounts.c.delete_time.is_(None)
 )
-_INSERT_SIGN_IN: Final = sa.insert(sign_ins).values(
-    {
-        name: bindparam(name)
-        for name in (
-            "id",
-            "account_id",
-            "device_name",
-            "ip",
-            "token_key",
-            "current_digest",
-            "create_time",
-            "last_use_time",
-            "expire_time",
-        )
-    }
+_NEW_SIGN_IN: Final = (
+    "id",
+    "account_id",
+    "device_name",
+    "ip",
+    "token_key",
+    "current_digest",
+    "create_time",
+    "last_use_time",
+    "expire_time",
+)
+# Under a lock on the account: who deletes it finds this sign-in and ends it, or has been faster, and there is none.
+_INSERT_SIGN_IN: Final = sa.insert(sign_ins).from_select(
+    _NEW_SIGN_IN,
+    sa.select(*(bindparam(name, type_=sign_ins.c[name].type) for name in _NEW_SIGN_IN))
+    .select_from(accounts)
+    .where(accounts.c.id == bindparam("account_id", type_=sa.Uuid), accounts.c.delete_time.is_(None))
+    .with_for_update(read=True),
 )
 
 _now: Final = bindparam("now", type_=_time)
@@ -134,6 +148,34 @@ _END: Final = (
         ),
     )
 )
+# Nothing that says who it was stays; the row does, for the ended sign-ins that every service has to learn of.
+_DELETE: Final = (
+    sa.update(accounts)
+    .values(
+        email=sa.null(),
+        password_hash=sa.literal_column("''"),
+        tier=sa.literal_column("'free'"),
+        subscription_status=sa.literal_column("'inactive'"),
+        subscription_end_time=sa.null(),
+        cancel_at_period_end=sa.false(),
+        delete_time=_now,
+    )
+    .where(accounts.c.id == bindparam("account_id"), accounts.c.delete_time.is_(None))
+    .returning(accounts.c.delete_time)
+)
+_DELETED: Final = sa.select(accounts.c.delete_time).where(accounts.c.id == bindparam("account_id"))
+_END_ALL: Final = (
+    sa.update(sign_ins)
+    .values(
+        device_name=sa.literal_column("''"),
+        ip=sa.literal_column("''"),
+        revoke_time=sa.func.coalesce(sign_ins.c.revoke_time, _now),
+    )
+    .where(sign_ins.c.account_id == bindparam("account_id"))
+)
+_INSERT_ERASURE: Final = sa.insert(erasures).values(
+    account_id=bindparam("account_id"), delete_time=_now, due_time=_now, attempts=sa.literal_column("0")
+)
 _REVOKED_SINCE: Final = sa.select(sign_ins.c.id).where(sign_ins.c.revoke_time >= bindparam("since", type_=_time))
 
 
@@ -164,9 +206,26 @@ class AuthStore:
             await transaction.execute(_INSERT_SIGN_IN, **_sign_in_values(sign_in))
 
     async def create_sign_in(self, sign_in: SignIn) -> None:
-        """Stores a new sign-in."""
+        """Stores a new sign-in. Raises Failure(INVALID_CREDENTIALS) when the account has been deleted meanwhile."""
         async with self._database.statements() as statements:
-            await statements.execute(_INSERT_SIGN_IN, **_sign_in_values(sign_in))
+            if not await statements.execute(_INSERT_SIGN_IN, **_sign_in_values(sign_in)):
+                raise Failure(Reason.INVALID_CREDENTIALS)
+
+    async def delete_account(self, account_id: UUID, now: datetime) -> datetime:
+        """Deletes an account, ends its sign-ins and lists its erasure elsewhere; returns when it was deleted first.
+
+        Raises Failure(INVALID_TOKEN) when there never was such an account.
+        """
+        async with self._database.transaction() as transaction:
+            deleted = await transaction.one(_DELETE, account_id=account_id, now=now)
+            if deleted is None:
+                before = await transaction.one(_DELETED, account_id=account_id)
+                if before is None:
+                    raise Failure(Reason.INVALID_TOKEN)
+                return before["delete_time"]  # type: ignore[no-any-return]  # a column of times
+            await transaction.execute(_END_ALL, account_id=account_id, now=now)
+            await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
+        return now
 
     async def account_by_email(self, email: str) -> tuple[Account, str] | None:
         """The account and its password hash, or None when nobody has this e-mail."""

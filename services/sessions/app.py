@@ -26,8 +26,11 @@ from services.sessions.conflicts_store import ConflictStore
 from services.sessions.device_sessions_domain import DeviceSessions
 from services.sessions.device_sessions_servicer import DeviceSessionServicer
 from services.sessions.domains import Domains
+from services.sessions.erasures_domain import Erasures
+from services.sessions.erasures_store import ErasureStore
 from services.sessions.exercises_domain import Catalogue, ExerciseSessions
 from services.sessions.exercises_servicer import ExerciseSessionServicer
+from services.sessions.exports_domain import Exports
 from services.sessions.feed_store import FeedStore
 from services.sessions.live import Live
 from services.sessions.meta_domain import AppVersions, Discovery
@@ -47,6 +50,8 @@ from services.sessions.stats_domain import UserStats
 from services.sessions.stats_servicer import StatsServicer
 from services.sessions.stats_store import StatsStore
 from services.sessions.streams_domain import StreamLimits, Streams
+from services.sessions.sweeps_domain import Sweeps, sweeping
+from services.sessions.sweeps_store import SweepStore
 from services.sessions.sync_domain import Sync
 from services.sessions.sync_servicer import SyncServicer
 
@@ -70,6 +75,8 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         stats = UserStats(store, StatsStore(db), domains, now=utc_now)
         sync = Sync(store, feeds, domains, free_tier, now=utc_now)
         conflicts = Conflicts(store, ConflictStore(db), domains, now=utc_now)
+        exports = Exports(feeds, ConflictStore(db), now=utc_now)
+        erasures = Erasures(ErasureStore(db), now=utc_now)
         versions = AppVersions(AppVersionStore(db), now=utc_now)
         streams = Streams(live, sync, conflicts, versions, now=utc_now, failure_of=failure_of)
         exercise_sessions_pb2_grpc.add_ExerciseSessionServiceServicer_to_server(
@@ -78,11 +85,14 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         puzzle_sessions_pb2_grpc.add_PuzzleSessionServiceServicer_to_server(PuzzleSessionServicer(puzzles), server)
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
-        sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts, streams), server)
+        sync_pb2_grpc.add_SyncServiceServicer_to_server(
+            SyncServicer(sync, conflicts, streams, exports, erasures), server
+        )
         meta_pb2_grpc.add_MetaServiceServicer_to_server(MetaServicer(Discovery(schemas), versions), server)
         metrics = HealthMetrics(store, MetricStore(db), domains, now=utc_now)
         health_metrics_pb2_grpc.add_HealthMetricServiceServicer_to_server(HealthMetricServicer(metrics), server)
         plans = WorkoutPlans(store, PlanStore(db), domains, now=utc_now)
         workout_plans_pb2_grpc.add_WorkoutPlanServiceServicer_to_server(WorkoutPlanServicer(plans), server)
-        async with live.running(config.redis_url):
+        sweeps = Sweeps(SweepStore(db), now=utc_now)
+        async with live.running(config.redis_url), sweeping(sweeps, config.sweep_interval):
             yield

@@ -15,6 +15,7 @@ from runtime.database import Database
 PAGE_BYTES: Final = 4 * 1024 * 1024
 
 _STANDING: Final = "SELECT position, horizon FROM sessions.feeds WHERE user_id = %b"
+_HORIZON: Final = "SELECT horizon FROM sessions.feeds WHERE user_id = %b"
 # The index on (user_id, position) gives as many rows as are asked for, in their order; the contents of those that are
 # too many bytes are never read. A row from before sizes were kept counts for what it takes on disk.
 _PAGE: Final = """
@@ -78,6 +79,9 @@ class FeedStore:
             else:
                 await cursor.execute(AFTER, [user_id, position, limit + 1, PAGE_BYTES], prepare=True)
             rows = await cursor.fetchall()
+            # Asked after the page: tombstones that were swept away before it was read are known to be missing.
+            await cursor.execute(_HORIZON, [user_id], prepare=True)
+            (horizon,) = await cursor.fetchone() or (0,)
         entries = [Entry._make(row[:-1]) for row in rows[:limit]]
         if len(rows) > limit or (rows and rows[-1][-1] >= PAGE_BYTES):
             return Stretch(entries, entries[-1].position, True, horizon)

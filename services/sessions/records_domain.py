@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+KEY_LIFETIME: Final = timedelta(hours=24)
+"""So long a call is answered again as it was the first time."""
 SESSION_DOMAINS: Final = ("exercise", "puzzle", "bike", "rower", "treadmill", "session")
 
 

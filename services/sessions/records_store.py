@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -21,9 +21,7 @@ from runtime.database import Connection, Database, Row
 from runtime.errors import Failure, Reason
 from services.sessions.changes_domain import Conflict, Decided
 from services.sessions.policies_domain import Policy, Strategy, Winner
-from services.sessions.records_domain import Key, Known, Record, Write
-
-KEY_LIFETIME: Final = timedelta(hours=24)
+from services.sessions.records_domain import KEY_LIFETIME, Key, Known, Record, Write
 
 _schema: Final = sa.MetaData(schema="sessions")
 _time: Final = sa.DateTime(timezone=True)

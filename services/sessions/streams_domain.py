@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -18,7 +18,7 @@ from runtime.call import IdempotencyKey, Principal, Watch
 from runtime.errors import Failure, Reason, invalid, missing
 from runtime.telemetry import logger
 from services.sessions.conflicts_domain import Conflicts, LoggedConflict, Resolved
-from services.sessions.sync_domain import Answer, Page, Pushed, Reading, Sync, decode_cursor, encode_cursor
+from services.sessions.sync_domain import Answer, Page, Place, Pushed, Reading, Sync, decode_cursor, encode_cursor
 
 if TYPE_CHECKING:
     from services.sessions.live import Live
@@ -196,6 +196,7 @@ class Stream:
         self.full_since = 0.0
         """Since when no further page may be sent for want of an ack; 0: one may."""
         self.position = 0
+        self._floor = 0
         """Up to here the feed was sent."""
         self._streams = streams
         self._answers: deque[tuple[str, Event]] = deque()
@@ -329,7 +330,7 @@ class Stream:
             self.end(refusal)
             raise refusal
         self._domains = self._streams.sync.domains_of(hello.domains)
-        self.position = await self._streams.sync.stand(self.caller, hello.cursor, self._domains)
+        self.position, self._floor = await self._streams.sync.stand(self.caller, hello.cursor, self._domains)
         now = self._streams.now()
         if hello.client_time is not None:
             self._offset = now - hello.client_time
@@ -339,7 +340,7 @@ class Stream:
         return Welcome(
             server_time=now,
             clock_offset=self._offset,
-            cursor=encode_cursor(self.position, self.caller.user_id, self._domains),
+            cursor=encode_cursor(self._place, self.caller.user_id, self._domains),
             domains=self._streams.sync.versions(),
             limits=self._streams.live.limits,
             update_available=gate.update_available,
@@ -363,11 +364,11 @@ class Stream:
             return Receipts(answer=answer, next_cursor="")
         # Nothing but this push happened behind what was sent, and the phone has what it pushed.
         self.position = answer.position_after
-        cursor = encode_cursor(self.position, self.caller.user_id, self._domains)
+        cursor = encode_cursor(self._place, self.caller.user_id, self._domains)
         return Receipts(answer=answer, next_cursor=cursor)
 
     def _acknowledge(self, ack: Ack) -> None:
-        position = decode_cursor(ack.cursor, self.caller.user_id, self._domains)
+        position = decode_cursor(ack.cursor, self.caller.user_id, self._domains).position
         if position > self.position:
             raise invalid("cursor", "was not sent on this stream")
         while self._unacknowledged and self._unacknowledged[0] <= position:
@@ -385,7 +386,7 @@ class Stream:
             return None
         self._behind = False
         try:
-            page = await self._streams.sync.page(self.caller, self.position, self._domains, PAGE_SIZE)
+            page = await self._streams.sync.page(self.caller, self._place, self._domains, PAGE_SIZE)
         except Exception as error:
             failure = self._streams.failure_of(error)
             if failure.reason is Reason.RESYNC_REQUIRED:
@@ -394,13 +395,17 @@ class Stream:
         # What this phone pushed while the page was read is not news to it.
         entries = [entry for entry in page.entries if entry.position > self.position]
         self._behind = self._behind or page.has_more
-        self.position = max(self.position, page.position)
+        self.position, self._floor = max(self.position, page.position), page.floor
         if not entries:
             return None
         self._unacknowledged.append(page.position)
         if len(self._unacknowledged) >= MAX_UNACKNOWLEDGED:
             self.full_since = time.monotonic()
-        return Page(entries=entries, position=page.position, next_cursor=page.next_cursor, has_more=page.has_more)
+        return replace(page, entries=entries)
+
+    @property
+    def _place(self) -> Place:
+        return Place(self.position, self._floor)
 
     def _spend(self) -> None:
         """Raises Failure(RATE_LIMITED) when the stream says more than anybody needs to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from runtime.documents import struct_from_json, struct_to_json
 from runtime.errors import Failure, invalid
 from services.sessions.changes_domain import Notice, Receipt
 from services.sessions.conflicts_domain import OPTIONS, DryRun, Log, LoggedConflict, Resolved
+from services.sessions.erasures_domain import Erased
 from services.sessions.policies_domain import Policy, Winner
 from services.sessions.sync_domain import Answer, Page, Pushed
 
@@ -184,6 +186,11 @@ def _with_server_data(receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, by
         raw = b"" if data is None else orjson.dumps(data)
         size += len(raw)
         yield receipt, raw if size <= MAX_SERVER_DATA_BYTES else None
+
+
+def erased_response(erased: Erased) -> pb.EraseUserResponse:
+    """What an erasure came to."""
+    return pb.EraseUserResponse(**asdict(erased))
 
 
 def _receipt_to_json(receipt: Receipt, server_data: bytes | None) -> dict[str, Any]:

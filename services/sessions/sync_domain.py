@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from runtime.call import IdempotencyKey, Principal
@@ -32,6 +32,17 @@ MAX_VERSION: Final = 2**31 - 1
 _PUSH: Final = "sync.push"
 _CHECK_BYTES: Final = 6
 _FILTER_BYTES: Final = 4
+# Position and filter, and for a reader who has not come past it, the floor.
+_STATED_BYTES: Final = (8 + _FILTER_BYTES, 8 + _FILTER_BYTES + 8)
+
+
+class Place(NamedTuple):
+    """Where somebody stands who reads a feed."""
+
+    position: int
+    """All up to here was read."""
+    floor: int
+    """Deletions up to here were forgotten before the reading began, from nothing: none of them can be missed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +90,8 @@ class Page:
     entries: Sequence[Entry]
     position: int
     """Where the next page begins."""
+    floor: int
+    """As of the cursor that it goes on from."""
     next_cursor: str
     has_more: bool
 
@@ -155,17 +168,17 @@ class Sync:
             as_sent=all((write.key, write.raw) in reading.sent for write in decided.writes),
         )
 
-    async def stand(self, caller: Principal, cursor: str | None, domains: Sequence[str]) -> int:
+    async def stand(self, caller: Principal, cursor: str | None, domains: Sequence[str]) -> Place:
         """Where a feed is to be read on from: behind `cursor`; None: behind all there is now.
 
         Raises Failure: FIELD_INVALID, RESYNC_REQUIRED.
         """
         last, horizon = await self._feeds.standing(caller.user_id)
         if cursor is None:
-            return last
-        position = decode_cursor(cursor, caller.user_id, domains)
-        _check_known(position, last, horizon)
-        return position
+            return Place(last, 0)
+        place = decode_cursor(cursor, caller.user_id, domains)
+        _check_known(place, last, horizon)
+        return place
 
     async def pull(self, caller: Principal, cursor: str, domains: Sequence[str], limit: int) -> Page:
         """What changed since `cursor`. Raises Failure: FIELD_INVALID, RESYNC_REQUIRED."""
@@ -175,14 +188,16 @@ class Sync:
         wanted = self.domains_of(domains)
         return await self.page(caller, decode_cursor(cursor, caller.user_id, wanted), wanted, size)
 
-    async def page(self, caller: Principal, position: int, domains: Sequence[str], size: int) -> Page:
-        """What changed behind `position`. Raises Failure(RESYNC_REQUIRED) when that cannot be told any more."""
-        found = await self._feeds.after(caller.user_id, position, domains, size)
-        _check_known(position, found.position, found.horizon)
+    async def page(self, caller: Principal, place: Place, domains: Sequence[str], size: int) -> Page:
+        """What changed behind `place`. Raises Failure(RESYNC_REQUIRED) when that cannot be told any more."""
+        found = await self._feeds.after(caller.user_id, place.position, domains, size)
+        _check_known(place, found.position, found.horizon)
+        floor = place.floor if place.position else found.horizon
         return Page(
             entries=found.entries,
             position=found.position,
-            next_cursor=encode_cursor(found.position, caller.user_id, domains),
+            floor=floor,
+            next_cursor=encode_cursor(Place(found.position, floor), caller.user_id, domains),
             has_more=found.has_more,
         )
 
@@ -249,14 +264,16 @@ class Sync:
         )
 
 
-def encode_cursor(position: int, user_id: UUID, domains: Sequence[str]) -> str:
-    """A cursor behind `position` of the user's feed in these domains, opaque to phones. Pairs with decode_cursor."""
-    place = position.to_bytes(8) + _filter(domains)
-    return base64.urlsafe_b64encode(place + _check(place, user_id)).decode()
+def encode_cursor(place: Place, user_id: UUID, domains: Sequence[str]) -> str:
+    """A cursor behind `place` in the user's feed in these domains, opaque to phones. Pairs with decode_cursor."""
+    # Past its floor a reader is like any other, and is missing what is swept away from then on.
+    floor = place.floor.to_bytes(8) if place.floor > place.position else b""
+    stated = place.position.to_bytes(8) + _filter(domains) + floor
+    return base64.urlsafe_b64encode(stated + _check(stated, user_id)).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str, user_id: UUID, domains: Sequence[str]) -> int:
-    """The position behind which a cursor stands; 0 for none.
+def decode_cursor(cursor: str, user_id: UUID, domains: Sequence[str]) -> Place:
+    """Where a cursor stands; at 0 for none.
 
     A cursor of the whole feed goes with every filter. One of a filtered feed goes with that filter only: what it has
     skipped would be missing for ever.
@@ -264,30 +281,31 @@ def decode_cursor(cursor: str, user_id: UUID, domains: Sequence[str]) -> int:
     Raises Failure(FIELD_INVALID) for one of another user or another filter, and for anything else.
     """
     if not cursor:
-        return 0
+        return Place(0, 0)
     try:
-        raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raw = b""
-    place, check = raw[:-_CHECK_BYTES], raw[-_CHECK_BYTES:]
-    if len(place) != 8 + _FILTER_BYTES or check != _check(place, user_id) or place[0] > 127:
+    stated, check = raw[:-_CHECK_BYTES], raw[-_CHECK_BYTES:]
+    position, wanted, floor = stated[:8], stated[8 : 8 + _FILTER_BYTES], stated[8 + _FILTER_BYTES :]
+    if len(stated) not in _STATED_BYTES or check != _check(stated, user_id) or position[0] > 127:
         raise invalid("cursor", "is not one that this feed gave", "INVALID_FORMAT")
-    if place[8:] not in (_filter(()), _filter(domains)):
+    if wanted not in (_filter(()), _filter(domains)):
         raise invalid("cursor", "is of another choice of domains; start those without one", "INVALID_FORMAT")
-    return int.from_bytes(place[:8])
+    return Place(int.from_bytes(position), int.from_bytes(floor))
 
 
 def _filter(domains: Sequence[str]) -> bytes:
     return hashlib.sha256(",".join(domains).encode()).digest()[:_FILTER_BYTES] if domains else bytes(_FILTER_BYTES)
 
 
-def _check(place: bytes, user_id: UUID) -> bytes:
-    return hashlib.sha256(user_id.bytes + place).digest()[:_CHECK_BYTES]
+def _check(stated: bytes, user_id: UUID) -> bytes:
+    return hashlib.sha256(user_id.bytes + stated).digest()[:_CHECK_BYTES]
 
 
-def _check_known(position: int, last: int, horizon: int) -> None:
+def _check_known(place: Place, last: int, horizon: int) -> None:
     # Deletions may have been forgotten since, or the server was set back to a backup.
-    if position and not horizon <= position <= last:
+    if place.position and not (horizon <= max(place) and place.position <= last):
         raise Failure(Reason.RESYNC_REQUIRED)
 
 

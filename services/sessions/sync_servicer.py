@@ -11,12 +11,14 @@ from grpc.aio import ServicerContext
 from satchel.sessions.v1 import sync_pb2 as pb
 from satchel.sessions.v1 import sync_pb2_grpc as pb_grpc
 
-from runtime.call import header, idempotency_key, principal, watch
+from runtime.call import answer_headers, header, idempotency_key, principal, watch
 from runtime.documents import counted, items_and_more
-from services.sessions import streams_convert
+from services.sessions import exports_convert, streams_convert
 from services.sessions import sync_convert as convert
 from services.sessions.batches import capture
 from services.sessions.conflicts_domain import Conflicts
+from services.sessions.erasures_domain import Erasures
+from services.sessions.exports_domain import Exports
 from services.sessions.policies_domain import parse_policy
 from services.sessions.streams_domain import Streams
 from services.sessions.sync_domain import Sync
@@ -27,10 +29,14 @@ Context = ServicerContext[Any, Any]
 class SyncServicer(pb_grpc.SyncServiceServicer):
     """satchel.sessions.v1.SyncService."""
 
-    def __init__(self, sync: Sync, conflicts: Conflicts, streams: Streams) -> None:
+    def __init__(
+        self, sync: Sync, conflicts: Conflicts, streams: Streams, exports: Exports, erasures: Erasures
+    ) -> None:
         self._sync = sync
         self._conflicts = conflicts
         self._streams = streams
+        self._exports = exports
+        self._erasures = erasures
 
     async def Sync(
         self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context
@@ -87,3 +93,17 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
             principal(), request.conflict_id, request.resolution, convert.client_data_from_pb(request)
         )
         return convert.resolve_response(resolved)
+
+    async def ExportRecords(self, request: pb.ExportRecordsRequest, context: Context) -> AsyncIterator[HttpBody]:
+        async with (
+            aclosing(self._exports.everything(principal())) as items,
+            aclosing(exports_convert.pieces(items)) as pieces,
+        ):
+            first = await anext(pieces)
+            answer_headers(exports_convert.DISPOSITION)  # now that it is no refusal, which nobody wants as a file
+            yield first
+            async for piece in pieces:
+                yield piece
+
+    async def EraseUser(self, request: pb.EraseUserRequest, context: Context) -> pb.EraseUserResponse:
+        return convert.erased_response(await self._erasures.erase(request.user_id))

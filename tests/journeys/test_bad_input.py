@@ -288,6 +288,8 @@ BAD_PAGES = {
 SINCE = ("x", "2026", "2026-13-01", "1e400", "%00", "0001-01-01T00:00:00%2B14:00", "x" * 2000)
 PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "GetMe": {},
+    "DeleteMe": {},
+    "ExportRecords": {},
     "GetSubscriptionStatus": {},
     "GetJwks": {},
     "GetStats": {},
