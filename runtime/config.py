@@ -8,7 +8,7 @@ from typing import Final, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-SERVICES: Final = ("auth", "sessions", "uploads", "health")
+SERVICES: Final = ("auth", "sessions", "uploads", "health", "websocket")
 
 
 class ConfigError(Exception):
@@ -38,6 +38,9 @@ class Config(BaseSettings):
     sessions_address: str = "127.0.0.1:7102"
     uploads_address: str = "127.0.0.1:7103"
     health_address: str = "127.0.0.1:7104"
+    websocket_address: str = "127.0.0.1:7105"
+    websocket_listen: str = "127.0.0.1:7180"
+    """host:port where the WebSocket door takes connections; its address above only answers for its health."""
     metrics_address: str = ""
     """host:port of this process's Prometheus page; empty: none."""
 
@@ -45,6 +48,8 @@ class Config(BaseSettings):
     """Connections to PostgreSQL per process and service."""
     call_timeout: float = Field(15.0, gt=0)
     """Seconds a unary call may take when its caller names no shorter deadline."""
+    stream_idle_timeout: float = Field(300.0, gt=0)
+    """Seconds after which a phone that says nothing is sent away."""
     drain_timeout: float = Field(8.0, ge=0)
     """Seconds that calls in flight get to finish on SIGTERM."""
     free_puzzles_per_day: int = Field(1, ge=0)

@@ -26,7 +26,7 @@ def items_and_more(document: bytes, field: str) -> tuple[list[Any], dict[str, An
 
     Raises Failure: MALFORMED_REQUEST for what is no JSON object, FIELD_MISSING and FIELD_INVALID for the list.
     """
-    parsed = _parse(document)
+    parsed = parse_json(document)
     if not isinstance(parsed, dict):
         raise Failure(Reason.MALFORMED_REQUEST, "The body must be a JSON object.")
     if parsed.get(field) is None:
@@ -35,6 +35,22 @@ def items_and_more(document: bytes, field: str) -> tuple[list[Any], dict[str, An
         raise invalid(field, "must be a list", "INVALID_TYPE")
     found: list[Any] = parsed[field]
     return counted(found, field), parsed
+
+
+def parse_json(document: bytes) -> Any:
+    """What the JSON text holds. Raises Failure(MALFORMED_REQUEST)."""
+    if not document.strip():
+        raise Failure(Reason.MALFORMED_REQUEST, "The body is empty.")
+    try:
+        return orjson.loads(document)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        # A phone that cut a text in the middle of an emoji sends half of a surrogate pair. The standard library reads
+        # that, so that only the item that holds it is refused.
+        return json.loads(document.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Failure(Reason.MALFORMED_REQUEST, "The body is not valid JSON.") from None
 
 
 def counted(found: Items, field: str) -> Items:
@@ -74,21 +90,6 @@ def _value_to_json(value: struct_pb2.Value) -> Any:
     if kind == "list_value":
         return list_to_json(value.list_value)
     return None if kind is None or kind == "null_value" else getattr(value, kind)
-
-
-def _parse(document: bytes) -> Any:
-    if not document.strip():
-        raise Failure(Reason.MALFORMED_REQUEST, "The body is empty.")
-    try:
-        return orjson.loads(document)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        # A phone that cut a text in the middle of an emoji sends half of a surrogate pair. The standard library reads
-        # that, so that only the item that holds it is refused.
-        return json.loads(document.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise Failure(Reason.MALFORMED_REQUEST, "The body is not valid JSON.") from None
 
 
 def _no_constant(name: str) -> NoReturn:

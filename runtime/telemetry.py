@@ -24,6 +24,8 @@ RPC_ACTIVE: Final = Gauge("rpc_server_active_requests", "Calls in progress.", ["
 LIMITS_LOCAL: Final = Counter(
     "rate_limit_local_decisions", "Rate limits decided from this process's own counts because Redis was away."
 )
+WEBSOCKETS: Final = Gauge("websocket_connections", "Phones that are connected by WebSocket.")
+WEBSOCKET_ENDS: Final = Counter("websocket_ends", "Ended WebSocket connections by close code.", ["code"])
 REVOCATION_ERRORS: Final = Counter("revocation_refresh_errors", "Failed attempts to learn which sign-ins were ended.")
 
 
