@@ -48,8 +48,6 @@ class Config(BaseSettings):
     """Connections to PostgreSQL per process and service."""
     call_timeout: float = Field(15.0, gt=0)
     """Seconds a unary call may take when its caller names no shorter deadline."""
-    stream_idle_timeout: float = Field(300.0, gt=0)
-    """Seconds after which a phone that says nothing is sent away."""
     drain_timeout: float = Field(8.0, ge=0)
     """Seconds that calls in flight get to finish on SIGTERM."""
     stream_idle_timeout: float = Field(300.0, gt=0)

@@ -24,6 +24,7 @@ REASONS: Final = {
     404: Reason.NOT_FOUND,
     408: Reason.DEADLINE_EXCEEDED,
     413: Reason.TOO_LARGE,
+    426: Reason.MALFORMED_REQUEST,
     429: Reason.RATE_LIMITED,
     431: Reason.TOO_LARGE,
     500: Reason.INTERNAL,
@@ -36,6 +37,7 @@ REASONS: Final = {
 _MESSAGES: Final = {
     404: "There is nothing at this path for this method.",
     408: "The request took too long to arrive.",
+    426: "This path speaks WebSocket; ask for the upgrade.",
     431: "The headers of the request are too large.",
 }
 # Seconds after which the same call may do; only where waiting helps.

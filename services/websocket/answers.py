@@ -139,7 +139,7 @@ def _error_name(reason: str) -> str:
 
 
 def _conflict(notice: pb.ConflictNotice) -> dict[str, Any]:
-    return {
+    payload: dict[str, Any] = {
         "conflict_id": notice.conflict_id,
         "domain": notice.domain,
         "mobile_id": notice.mobile_id,
@@ -149,6 +149,9 @@ def _conflict(notice: pb.ConflictNotice) -> dict[str, Any]:
         "server_data": orjson.Fragment(notice.server_data) if notice.server_data else None,
         "resolution_options": list(notice.resolution_options),
     }
+    if notice.server_data_omitted:
+        payload["server_data_omitted"] = True  # it is in the feed
+    return payload
 
 
 def _pushed(changes: pb.Changes) -> dict[str, Any] | None:

@@ -118,6 +118,8 @@ class Conversation:
             return await self._ended()
         if first.WhichOneof("message") == "go_away":
             return partings.sent_away(first.go_away)
+        if first.WhichOneof("message") == "refusal":
+            return partings.refused(partings.failure_of(first.refusal))
         if self._opening.wants_welcome:
             await self.tell(answers.welcome_frame(first.welcome, self._now()))
         return None

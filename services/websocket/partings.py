@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from satchel.sessions.v1 import sync_pb2 as pb
 
-from runtime.errors import Failure, Reason
+from runtime.errors import Failure, Reason, Violation
 
 BAD_REQUEST: Final = 4400
 UNAUTHENTICATED: Final = 4401
@@ -80,6 +80,19 @@ def refused(failure: Failure) -> Parting:
     if failure.reason is Reason.UNAVAILABLE and failure.retry_after is None:
         failure = Failure(failure.reason, failure.message, retry_after=_soon())
     return Parting(code=_CODES.get(failure.reason, INTERNAL), failure=failure)
+
+
+def failure_of(refusal: pb.Refusal) -> Failure:
+    """The refusal of a request as a refusal of the whole."""
+    reason = Reason.__members__.get(refusal.reason, Reason.INTERNAL)
+    violations = [Violation(refusal.field, "")] if refusal.field else []
+    retry = refusal.retry_after
+    return Failure(
+        reason,
+        refusal.message,
+        violations=violations,
+        retry_after=retry.seconds + retry.nanos / 1e9 if refusal.HasField("retry_after") else None,
+    )
 
 
 def idle() -> Parting:

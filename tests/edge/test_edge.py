@@ -158,8 +158,8 @@ class Edge:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port, *ports = free_ports(5)
-        self.ports = dict(zip(("auth", "sessions", "uploads", "health"), ports, strict=True))
+        self.port, *ports = free_ports(6)
+        self.ports = dict(zip(("auth", "sessions", "uploads", "health", "websocket"), ports, strict=True))
         self.exercises = Exercises()
         self.url = f"http://127.0.0.1:{self.port}"
 
