@@ -105,10 +105,11 @@ def virtual_host(*, camel_transcoder: Config) -> Config:
         "domains": ["*"],
         "typed_per_filter_config": {CORS: _CORS_POLICY},
         "routes": [
+            *(_websocket(path) for path in WEBSOCKET_PATHS),
+            *(_no_websocket(prefix, dialect) for prefix, dialect in PREFIX_DIALECTS),
             *(_door(rule, policy, camel_transcoder) for rule, policy in doors),
             *(_rpc(policy) for policy in known),
             *(_infrastructure(service) for service in contract.INFRASTRUCTURE),
-            *(_websocket(path) for path in WEBSOCKET_PATHS),
             *(_websocket_only(path) for path in WEBSOCKET_PATHS),
             # A known path with another verb, in the dialect of the rpc that is there.
             *_once(_nothing(_path_match(rule), policy.dialect, policy.camel_case) for rule, policy in doors),
@@ -187,10 +188,7 @@ def _websocket(path: str) -> Config:
         "name": WEBSOCKET_CLUSTER,
         "match": {
             "path": path,
-            "headers": [
-                {"name": ":method", "string_match": {"exact": "GET"}},
-                {"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}},
-            ],
+            "headers": [{"name": ":method", "string_match": {"exact": "GET"}}, _ASKS_FOR_WEBSOCKET],
         },
         "route": {
             "cluster": WEBSOCKET_CLUSTER,
@@ -201,6 +199,13 @@ def _websocket(path: str) -> Config:
         "metadata": _metadata(options.DIALECT_MOBILE, False, streamed=True),
         "typed_per_filter_config": {BUFFER: _UNBUFFERED, TRANSCODER: _OFF},
     }
+
+
+def _no_websocket(prefix: str, dialect: int) -> Config:
+    """What a request for the upgrade gets everywhere else."""
+    route = _nothing({"prefix": prefix, "headers": [_ASKS_FOR_WEBSOCKET]}, dialect, False)
+    # Refused by the router like any other path that is not there, rather than as forbidden.
+    return {**route, "route": {**route["route"], "upgrade_configs": [{"upgrade_type": "websocket"}]}}
 
 
 def _websocket_only(path: str) -> Config:
@@ -241,6 +246,8 @@ _UNBUFFERED: Final = {
     "disabled": True,
 }
 
+
+_ASKS_FOR_WEBSOCKET: Final = {"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}}
 
 _OFF: Final = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 
