@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.conftest import Edge
 
-PATIENCE = 15.0
+PATIENCE = 20.0
 PATH = "/ws/mobile/sync/"
 
 Frame = dict[str, Any]
@@ -38,13 +38,17 @@ class Line:
         return frame
 
     async def ask(self, frame: Frame | str | bytes, kind: str) -> Frame:
-        """Says `frame` and returns the answer's payload, which has to be of `kind`."""
+        """Says `frame` and returns the payload of the answer, which has to be of `kind`."""
         await self.say(frame)
         payload: Frame = (await self.hear(kind))["payload"]
         return payload
 
     async def sync(self, **payload: Any) -> Frame:
         return await self.ask({"type": "sync", "payload": payload}, "sync_response")
+
+    async def beat(self) -> Frame:
+        """A heartbeat: what was said before it has been heard when its answer comes."""
+        return await self.ask({"type": "heartbeat", "payload": {}}, "heartbeat_ack")
 
     async def end(self) -> tuple[int, list[Frame]]:
         """The close code, and every frame that comes before it."""
@@ -59,16 +63,19 @@ class Line:
 
 @asynccontextmanager
 async def line(
-    edge: Edge, token: str = "", *, headers: dict[str, str] | None = None, path: str = PATH, **query: str
+    edge: Edge,
+    token: str = "",
+    *,
+    path: str = PATH,
+    headers: dict[str, str] | None = None,
+    client: dict[str, Any] | None = None,
+    **query: str,
 ) -> AsyncIterator[Line]:
-    """A connection through the edge, with the token in the header; `query` adds to a device id of its own.
-
-    What `options_` names goes to the client.
-    """
-    given = {"device_id": "phone-1", **query}
-    url = f"ws://127.0.0.1:{edge.port}{path}?{urlencode(given)}"
+    """A connection through the edge, with the token in a header; `client` are settings of the library's client."""
+    url = f"ws://127.0.0.1:{edge.port}{path}?{urlencode({'device_id': 'phone-1', **query})}"
     sent = {**({"Authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
-    async with connect(url, additional_headers=sent, max_size=None, proxy=None) as socket:
+    options = {"max_size": None, "proxy": None, **(client or {})}
+    async with connect(url, additional_headers=sent, **options) as socket:
         yield Line(socket)
 
 
@@ -85,10 +92,10 @@ def voice(**given: Any) -> Frame:
     }
 
 
-def journal(**given: Any) -> Frame:
+def record(domain: str = "journal", **given: Any) -> Frame:
     """A record in the general form."""
     return {
-        "domain": "journal",
+        "domain": domain,
         "mobile_id": str(uuid4()),
         "client_version": 0,
         "operation": "create",
