@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from satchel.options.v1 import options_pb2 as options
 
+from deploy.envoy import replies
 from deploy.envoy.replies import DIALECT_NAMES
 from runtime import contract
 from runtime.contract import HttpRule, Policy
@@ -212,8 +213,7 @@ def _websocket_only(path: str) -> Config:
     """What a request without the upgrade gets there."""
     return {
         "match": {"path": path},
-        "direct_response": {"status": 426},
-        "response_headers_to_add": [{"header": {"key": "upgrade", "value": "websocket"}}],
+        "direct_response": {"status": replies.UPGRADE_REQUIRED},
         "metadata": _metadata(options.DIALECT_MOBILE, False),
         "typed_per_filter_config": {BUFFER: _UNBUFFERED, TRANSCODER: _OFF},
     }

@@ -164,9 +164,16 @@ class Door:
         with suppress(ConnectionClosed, TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await socket.send(answers.error_frame(parting.failure, self._now()), text=True)
-                await socket.close(parting.code, parting.reason)
+                await asyncio.gather(socket.close(parting.code, parting.reason), _unheard(socket))
                 return
         socket.transport.abort()
+
+
+async def _unheard(socket: ServerConnection) -> None:
+    """Takes what a phone still says: its own goodbye stands behind that."""
+    with suppress(ConnectionClosed):
+        while True:
+            await socket.recv(decode=False)
 
 
 def _subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:

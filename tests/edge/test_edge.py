@@ -428,11 +428,11 @@ async def test_an_answer_of_many_megabytes_arrives(client: httpx.AsyncClient) ->
             "NOT_FOUND",
         ),
         (b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 404, "NOT_FOUND"),
-        (b"GET /ws/mobile/sync HTTP/1.1\r\nHost: x\r\n\r\n", 426, "SYNC_001"),
-        (b"POST /ws/mobile/sync/ HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 426, "SYNC_001"),
+        (b"GET /ws/mobile/sync HTTP/1.1\r\nHost: x\r\n\r\n", 400, "SYNC_001"),
+        (b"POST /ws/mobile/sync/ HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 400, "SYNC_001"),
         (
             b"GET /ws/mobile/sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
-            426,
+            400,
             "SYNC_001",
         ),
         (
