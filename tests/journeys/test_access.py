@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ USERS = {
     "admin": "",
     "service": "FORBIDDEN",
 }
+ADMINS = {**USERS, "user": "FORBIDDEN"}
 SERVICES = {**USERS, "user": "FORBIDDEN", "admin": "FORBIDDEN", "service": ""}
 
 # The reason that each kind of caller is refused with; empty: the caller is let in. A new rpc is added here by hand.
@@ -68,10 +70,24 @@ EXPECTED = {
     "/satchel.sessions.v1.DeviceSessionService/BatchUploadJson": USERS,
     "/satchel.sessions.v1.StatsService/GetStats": USERS,
     "/satchel.sessions.v1.StatsService/UpdateStats": USERS,
+    "/satchel.sessions.v1.MetaService/ListSchemas": OPEN,
+    "/satchel.sessions.v1.MetaService/GetSchema": OPEN,
+    "/satchel.sessions.v1.MetaService/GetAppVersion": OPEN,
+    "/satchel.sessions.v1.MetaService/UpdateAppVersion": ADMINS,
+    "/satchel.sessions.v1.HealthMetricService/CreateHealthMetrics": USERS,
+    "/satchel.sessions.v1.HealthMetricService/CreateHealthMetricsJson": USERS,
+    "/satchel.sessions.v1.HealthMetricService/ListHealthMetrics": USERS,
+    "/satchel.sessions.v1.WorkoutPlanService/CreateWorkoutPlan": USERS,
+    "/satchel.sessions.v1.WorkoutPlanService/GetWorkoutPlan": USERS,
     "/satchel.uploads.v1.UploadService/GetUploadLimits": USERS,
     "/satchel.health.v1.HealthService/CheckMesh": OPEN,
 }
-ACCESS = {options.ACCESS_PUBLIC: OPEN, options.ACCESS_USER: USERS, options.ACCESS_SERVICE: SERVICES}
+ACCESS = {
+    options.ACCESS_PUBLIC: OPEN,
+    options.ACCESS_USER: USERS,
+    options.ACCESS_ADMIN: ADMINS,
+    options.ACCESS_SERVICE: SERVICES,
+}
 
 STATUS = {
     "MISSING_BEARER_TOKEN": (grpc.StatusCode.UNAUTHENTICATED, 401),
@@ -100,13 +116,19 @@ def request_for(method: str) -> Message:
         "UploadPuzzleSessions": {"sessions": [puzzle_session()]},
         "BatchUpload": {"sessions": [device_session()]},
         "UpdateStats": {"total_xp": 1},
+        "UpdateAppVersion": {"platform": "access", "latest_version": "2.0", "min_supported_version": "1.0"},
+        "GetAppVersion": {"platform": "nowhere"},
+        "GetSchema": {"domain": "bike"},
+        "CreateHealthMetrics": {"health_metrics": [{"type": "mood", "value": 4}]},
+        "CreateWorkoutPlan": {"name": "4 x 4", "steps": [{"type": "interval"}]},
+        "GetWorkoutPlan": {"workout_id": str(uuid4())},
         "SignOut": {"scope": "others"},
     }.get(method.rpartition("/")[2], {})
     return json_format.ParseDict(content, request)
 
 
 # What a caller who was let in may be told, for requests about nothing.
-LET_IN = {"", "FIELD_MISSING", "SESSION_NOT_FOUND", "MALFORMED_REQUEST", "TIER_LIMIT"}
+LET_IN = {"", "FIELD_MISSING", "SESSION_NOT_FOUND", "NOT_FOUND", "MALFORMED_REQUEST", "TIER_LIMIT"}
 
 
 @dataclass(frozen=True)
@@ -205,7 +227,7 @@ class TestEveryRpc:
         header = callers.headers[caller]
         headers = {"authorization": header} if header else {}
         content = json_format.MessageToJson(request_for(policy.method)) if rule.verb != "GET" else None
-        path = rule.path.replace("{id}", str(uuid4()))
+        path = re.sub(r"\{\w+\}", str(uuid4()), rule.path)
         answer = await edge.http.request(rule.verb, path, headers=headers, content=content)
         expected = EXPECTED[policy.method][caller]
         if not expected:
@@ -215,6 +237,9 @@ class TestEveryRpc:
             return
         status = STATUS[expected][1]
         assert answer.status_code == status, answer.text
+        if policy.dialect == options.DIALECT_DETAIL:
+            assert answer.json().keys() == {"detail"}
+            return
         error = answer.json()["error"]
         code = CODES[status, policy.dialect]
         assert error["code"] == ("AUTH_002" if (expected, code) == ("TOKEN_EXPIRED", "AUTH_001") else code)
