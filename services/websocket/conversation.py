@@ -57,6 +57,7 @@ class Conversation:
         self._writing = asyncio.Lock()
         self._cursor = ""
         self._leaving = False
+        self._limited: Failure | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._end: asyncio.Future[Parting | None] = asyncio.get_running_loop().create_future()
 
@@ -162,6 +163,8 @@ class Conversation:
             kind = message.WhichOneof("message")
             if kind == "go_away":
                 return partings.sent_away(message.go_away)
+            if kind == "refusal" and message.refusal.reason == Reason.RATE_LIMITED.name:
+                self._limited = partings.failure_of(message.refusal)
             asked = self._unanswered.pop(message.request_id, None)
             if asked is not None:
                 self._room.release()
@@ -209,7 +212,7 @@ class Conversation:
     async def _ended(self) -> Parting:
         """The end that the stream came to."""
         code, trailers = await self._stream.code(), await self._stream.trailing_metadata()
-        return partings.stream_ended(code, trailers or ())
+        return partings.stream_ended(code, trailers or (), self._limited)
 
 
 def _is_cancelled() -> bool:

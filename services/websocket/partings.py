@@ -111,9 +111,15 @@ def sent_away(message: pb.GoAway) -> Parting:
     return _caused(message.cause, told.seconds + told.nanos / 1e9 if message.HasField("reconnect_after") else None)
 
 
-def stream_ended(code: grpc.StatusCode, trailers: Iterable[tuple[str, str | bytes]]) -> Parting:
-    """The end of a stream with a status."""
-    return refused(_said(trailers) or Failure(_REASONS.get(code, Reason.INTERNAL)))
+def stream_ended(
+    code: grpc.StatusCode, trailers: Iterable[tuple[str, str | bytes]], limited: Failure | None = None
+) -> Parting:
+    """The end of a stream with a status; `limited` is its last refusal for the rate, if there was one."""
+    failure = _said(trailers)
+    if failure is None and code is grpc.StatusCode.INTERNAL:
+        # gRPC's own word for a stream that ended under a write; why is lost, and the phone finds out when it comes again.
+        failure = limited or Failure(Reason.UNAVAILABLE)
+    return refused(failure or Failure(_REASONS.get(code, Reason.INTERNAL)))
 
 
 def _caused(cause: int, retry_after: float | None) -> Parting:

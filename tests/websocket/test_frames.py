@@ -444,6 +444,12 @@ class TestPartings:
         assert parting.code == code
         assert code != 4503 or 1 <= (parting.failure.retry_after or 0) <= 5
 
+    def test_an_end_under_a_write_is_taken_for_the_refusal_before_it(self) -> None:
+        limited = Failure(Reason.RATE_LIMITED, retry_after=3)
+        assert partings.stream_ended(grpc.StatusCode.INTERNAL, (), limited).failure is limited
+        assert partings.stream_ended(grpc.StatusCode.INTERNAL, ()).code == 4503
+        assert partings.stream_ended(grpc.StatusCode.OK, (), limited).code == 4503
+
     @pytest.mark.parametrize(
         ("cause", "code"), [("DRAINING", 4503), ("IDLE", 4408), ("LIFETIME", 1001), ("TOO_SLOW", 4408)]
     )
