@@ -117,7 +117,7 @@ def stream_ended(
     """The end of a stream with a status; `limited` is its last refusal for the rate, if there was one."""
     failure = _said(trailers)
     if failure is None and code is grpc.StatusCode.INTERNAL:
-        # gRPC's own word for a stream that ended under a write; why is lost, and the phone finds out when it comes again.
+        # gRPC's own word for a stream that ended under a write. Why is lost; the phone is told when it comes again.
         failure = limited or Failure(Reason.UNAVAILABLE)
     return refused(failure or Failure(_REASONS.get(code, Reason.INTERNAL)))
 
