@@ -150,8 +150,9 @@ class TestSeed:
                 (conflict,) = payload["conflicts"]
                 assert_like(conflict, CONFLICT["payload"])
                 assert (conflict["mobile_id"], conflict["server_data"]["title"]) == (id, "A day")
-                await other.hear("server_push")
-                told = await other.hear("conflict")
+                heard = {frame["type"]: frame for frame in (await other.hear(), await other.hear())}
+                assert_like(heard["server_push"], SERVER_PUSH)
+                told = heard["conflict"]
                 assert_like(told, CONFLICT)
                 assert told["payload"] == conflict
             frame = {
@@ -344,10 +345,17 @@ class TestEnds:
             code, (error,) = await one.end()
             assert (code, error["payload"]["code"]) == (4401, "AUTH_001")
 
-    async def test_an_app_that_is_too_old_is_4426(self, edge: Edge, phone: Phone) -> None:
-        async with line(edge, phone.access_token, headers={"X-App-Version": "0.0.1", "X-Platform": "ios"}) as one:
+    async def test_an_app_that_is_too_old_is_4426(self, own_edge: Callable[..., Awaitable[Edge]]) -> None:
+        edge = await own_edge(admin_email="boss@example.com")
+        admin, phone = await edge.phone(email="boss@example.com"), await edge.phone()
+        versions = {"latest_version": "2.1.0", "min_supported_version": "2.0.0", "store_url": "https://example.com/app"}
+        answer = await admin.call("PUT", "/meta/app_version/ios", json=versions)
+        assert answer.status_code == 200, answer.text
+        async with line(edge, phone.access_token, headers={"X-App-Version": "1.9.9", "X-Platform": "ios"}) as one:
             code, (error,) = await one.end()
             assert (code, error["payload"]["code"]) == (4426, "SYNC_005")
+        async with line(edge, phone.access_token, app_version="2.0.0", platform="ios", hello="1") as one:
+            assert (await one.hear("welcome"))["payload"]["update_available"] is True
 
     async def test_a_frame_of_more_than_eight_megabytes_is_1009(self, edge: Edge, phone: Phone) -> None:
         async with line(edge, phone.access_token) as one:
@@ -452,7 +460,7 @@ class TestAbuse:
                     while _connections() > 1:
                         await writer.beat()
                         await asyncio.sleep(0.1)
-                transport.resume_reading()
+                transport.abort()
             await writer.beat()
 
 
