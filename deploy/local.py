@@ -146,6 +146,7 @@ def _greet(settings: Settings, stack: Stack, supervisor: Supervisor, seconds: fl
     say(
         f"\nReady in {seconds:.1f} s\n\n"
         f"  REST, gRPC, gRPC-Web  {url}\n"
+        f"  WebSocket             {url.replace('http', 'ws', 1)}/ws/mobile/sync/?device_id=...\n"
         f"  Health                {url}/healthz\n\n"
         f"  curl -X POST {url}/v1/auth/signup -H 'content-type: application/json' -d '{body}'\n\n"
         "Ctrl-C stops everything"

@@ -7,14 +7,17 @@ from pathlib import Path
 
 from deploy.edge import ADMIN_SOCKET, envoy_part
 from deploy.envoy.edge import bootstrap
+from deploy.envoy.routes import WEBSOCKET_CLUSTER
 from deploy.parts import ROOT, Part
 from deploy.postgres import postgres_part
 from deploy.redis import redis_part
 from deploy.settings import Settings
 from deploy.sockets import free_ports, socket_directory
 
-SERVICES = ("auth", "sessions", "uploads", "health")
+SERVICES = ("auth", "sessions", "uploads", "health", "websocket")
 LOOPBACK = "127.0.0.1"
+# Where the WebSocket door takes connections; its other port is for gRPC, like everybody's.
+DOOR = "websocket-listen"
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,14 @@ class Stack:
 
     @classmethod
     def build(cls, settings: Settings) -> "Stack":
-        numbers = free_ports(len(SERVICES) * (1 + settings.workers))
+        numbers = free_ports(len(SERVICES) * (1 + settings.workers) + 1)
         workers = [f"{name}-{n}" for name in SERVICES for n in range(1, settings.workers + 1)]
-        ports = dict(zip((*SERVICES, *workers), numbers, strict=True))
+        ports = dict(zip((*SERVICES, *workers, DOOR), numbers, strict=True))
         addresses = {f"SATCHEL_{name.upper()}_ADDRESS": f"{LOOPBACK}:{ports[name]}" for name in SERVICES}
         environment = {
             **os.environ,
             **addresses,
+            "SATCHEL_WEBSOCKET_LISTEN": f"{LOOPBACK}:{ports[DOOR]}",
             "SATCHEL_HOME": str(settings.home),
             "SATCHEL_PORT": str(settings.port),
             "PYTHONUNBUFFERED": "1",
@@ -79,7 +83,7 @@ class Stack:
             for number in range(1, self.settings.workers + 1):
                 metrics = f"{LOOPBACK}:{self.ports[f'{service}-{number}']}"
                 name = f"{service}-{number}" if self.settings.workers > 1 else service
-                address = f"{LOOPBACK}:{self.ports[service]}"
+                address = f"{LOOPBACK}:{self.ports[DOOR if service == WEBSOCKET_CLUSTER else service]}"
                 parts.append(self._module(f"services.{service}", name, url=address, SATCHEL_METRICS_ADDRESS=metrics))
         return parts
 
@@ -95,7 +99,9 @@ class Stack:
             bootstrap(
                 listen=(self.settings.bind, self.settings.port),
                 admin_path=str(admin),
-                services={name: (LOOPBACK, self.ports[name]) for name in SERVICES},
+                services={
+                    name: (LOOPBACK, self.ports[DOOR if name == WEBSOCKET_CLUSTER else name]) for name in SERVICES
+                },
                 descriptor_set=ROOT / "gen" / "satchel.pb",
             ),
             config=self.run / "envoy.json",

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-SERVICES: Final = ("auth", "sessions", "uploads", "health")
+SERVICES: Final = ("auth", "sessions", "uploads", "health", "websocket")
 
 
 class ConfigError(Exception):
@@ -38,6 +38,9 @@ class Config(BaseSettings):
     sessions_address: str = "127.0.0.1:7102"
     uploads_address: str = "127.0.0.1:7103"
     health_address: str = "127.0.0.1:7104"
+    websocket_address: str = "127.0.0.1:7105"
+    websocket_listen: str = "127.0.0.1:7180"
+    """host:port where the WebSocket door takes connections; its address above only answers for its health."""
     metrics_address: str = ""
     """host:port of this process's Prometheus page; empty: none."""
 

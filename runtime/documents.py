@@ -26,7 +26,7 @@ def items_and_more(document: bytes, field: str) -> tuple[list[Any], dict[str, An
 
     Raises Failure: MALFORMED_REQUEST for what is no JSON object, FIELD_MISSING and FIELD_INVALID for the list.
     """
-    parsed = parse(document)
+    parsed = parse_json(document)
     return _listed(parsed, field), parsed
 
 
@@ -35,12 +35,28 @@ def one_or_items(document: bytes, field: str) -> tuple[dict[str, Any] | None, li
 
     Raises Failure as items_and_more.
     """
-    parsed = parse(document)
+    parsed = parse_json(document)
     if isinstance(parsed, list):
         return None, counted(parsed, field)
     if isinstance(parsed, dict) and field not in parsed:
         return parsed, []
     return None, _listed(parsed, field)
+
+
+def parse_json(document: bytes) -> Any:
+    """What the JSON text holds. Raises Failure(MALFORMED_REQUEST)."""
+    if not document.strip():
+        raise Failure(Reason.MALFORMED_REQUEST, "The body is empty.")
+    try:
+        return orjson.loads(document)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        # A phone that cut a text in the middle of an emoji sends half of a surrogate pair. The standard library reads
+        # that, so that only the item that holds it is refused.
+        return json.loads(document.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Failure(Reason.MALFORMED_REQUEST, "The body is not valid JSON.") from None
 
 
 def counted(found: Items, field: str) -> Items:
@@ -99,22 +115,6 @@ def _listed(parsed: Any, field: str) -> list[Any]:
         raise invalid(field, "must be a list", "INVALID_TYPE")
     found: list[Any] = parsed[field]
     return counted(found, field)
-
-
-def parse(document: bytes) -> Any:
-    """A JSON document. Raises Failure(MALFORMED_REQUEST) for what is none."""
-    if not document.strip():
-        raise Failure(Reason.MALFORMED_REQUEST, "The body is empty.")
-    try:
-        return orjson.loads(document)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        # A phone that cut a text in the middle of an emoji sends half of a surrogate pair. The standard library reads
-        # that, so that only the item that holds it is refused.
-        return json.loads(document.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise Failure(Reason.MALFORMED_REQUEST, "The body is not valid JSON.") from None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -13,7 +13,7 @@ from google.api import httpbody_pb2
 from google.protobuf.message import Message
 
 from runtime.call import IdempotencyKey
-from runtime.documents import parse
+from runtime.documents import parse_json
 from runtime.errors import invalid
 
 MAX_KEY_CHARS: Final = 255
@@ -40,7 +40,7 @@ def _key_inside(request: Any) -> str:
     document = _document(request)
     if b'"idempotency_key"' not in document:
         return str(getattr(request, "idempotency_key", ""))
-    parsed = parse(document)
+    parsed = parse_json(document)
     key = parsed.get("idempotency_key") if isinstance(parsed, dict) else None
     if key is not None and not isinstance(key, str):
         raise invalid("idempotency_key", "must be a string", "INVALID_TYPE")

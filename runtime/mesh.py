@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 from uuid import UUID
@@ -28,10 +28,21 @@ CHANNEL_OPTIONS: Final = (
 )
 
 
+# For streams: one whose other end vanished without a word is noticed, and a message may be a page of a feed.
+STREAM_OPTIONS: Final = (
+    *CHANNEL_OPTIONS,
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+)
+
+
 @asynccontextmanager
-async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(
+    address: str, options: Sequence[tuple[str, str | int]] = CHANNEL_OPTIONS
+) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to another service for as long as the block runs."""
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as opened:
+    async with grpc.aio.insecure_channel(address, options=options) as opened:
         yield opened
 
 

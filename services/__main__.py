@@ -5,5 +5,6 @@ from services.auth.app import service as auth
 from services.health.app import service as health
 from services.sessions.app import service as sessions
 from services.uploads.app import service as uploads
+from services.websocket.app import service as websocket
 
-main({"auth": auth, "sessions": sessions, "uploads": uploads, "health": health})
+main({"auth": auth, "sessions": sessions, "uploads": uploads, "health": health, "websocket": websocket})

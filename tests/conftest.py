@@ -36,9 +36,10 @@ from services.auth.tokens import AccessTokens
 from services.health.app import service as health
 from services.sessions.app import service as sessions
 from services.uploads.app import service as uploads
+from services.websocket.app import service as websocket
 from tests.factories import Phone
 
-ALL = {"auth": auth, "sessions": sessions, "uploads": uploads, "health": health}
+ALL = {"auth": auth, "sessions": sessions, "uploads": uploads, "health": health, "websocket": websocket}
 TEMPLATE = "satchel_template"
 
 settings.register_profile(
@@ -147,8 +148,8 @@ def database_url(new_database: Callable[[], str]) -> str:
 
 def config_for(home: Path, **given: Any) -> Config:
     """Settings on free ports, rate limits off unless asked for."""
-    ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
-    addresses = {f"{name}_address": f"127.0.0.1:{port}" for name, port in ports.items()}
+    fields = [*(f"{name}_address" for name in SERVICES), "websocket_listen"]
+    addresses = {field: f"127.0.0.1:{port}" for field, port in zip(fields, free_ports(len(fields)), strict=True)}
     return Config(**{"home": home, "rate_limits": "off", **addresses, **given})
 
 
@@ -166,6 +167,7 @@ async def envoy_for(config: Config, directory: Path) -> AsyncIterator[Edge]:
     directory.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
     addresses = {name: config.address(name).rpartition(":") for name in SERVICES}
+    addresses["websocket"] = config.websocket_listen.rpartition(":")
     admin, url, log = directory / "admin.sock", f"http://127.0.0.1:{port}", directory / "envoy.log"
     content = bootstrap(
         listen=("127.0.0.1", port),
@@ -180,9 +182,10 @@ async def envoy_for(config: Config, directory: Path) -> AsyncIterator[Edge]:
         yield Edge(Mesh(config), url, port, http, log)
 
 
-def service_part(name: str, config: Config, directory: Path) -> Part:
-    """A service as a process of its own, as production runs it."""
+def service_part(name: str, config: Config, directory: Path, **settings: str) -> Part:
+    """A service as a process of its own, as production runs it; `settings` are further ones by their names."""
     addresses = {f"SATCHEL_{one.upper()}_ADDRESS": config.address(one) for one in SERVICES}
+    addresses["SATCHEL_WEBSOCKET_LISTEN"] = config.websocket_listen
     environment = {
         "PATH": "/usr/bin:/bin",
         "SATCHEL_HOME": str(config.home),
@@ -190,6 +193,7 @@ def service_part(name: str, config: Config, directory: Path) -> Part:
         "SATCHEL_REDIS_URL": config.redis_url,
         "SATCHEL_RATE_LIMITS": config.rate_limits,
         **addresses,
+        **{f"SATCHEL_{field.upper()}": text for field, text in settings.items()},
     }
     command = [sys.executable, "-m", "services" if name == "all" else f"services.{name}"]
     return Part(name=name, command=command, log=directory / f"{name}.log", env=environment)

@@ -1,4 +1,4 @@
-"""Owns how the edge reaches a service: one HTTP/2 cluster each, health-checked and bounded."""
+"""Owns how the edge reaches a service: one cluster each, health-checked and bounded."""
 
 from __future__ import annotations
 
@@ -17,6 +17,35 @@ _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 def cluster(name: str, host: str, port: int) -> Config:
     """The cluster of the service `name`, whose replicas all answer at one address, or at all addresses of a name."""
     return {
+        **_cluster(name, host, port),
+        "health_checks": [{**_HEALTH_CHECK, "grpc_health_check": {}}],
+        "circuit_breakers": _bounds(MAX_CONNECTIONS, MAX_CONNECTIONS * MAX_STREAMS_PER_CONNECTION),
+        **_protocol(
+            # Connections end after a while, so that a replica that was restarted gets its share again.
+            {"max_requests_per_connection": 10_000, "idle_timeout": "300s"},
+            {
+                "http2_protocol_options": {
+                    "max_concurrent_streams": MAX_STREAMS_PER_CONNECTION,
+                    # A replica that hangs, or vanished without a word, is noticed.
+                    "connection_keepalive": {"interval": "15s", "timeout": "5s"},
+                }
+            },
+        ),
+    }
+
+
+def websocket_cluster(name: str, host: str, port: int, *, health_path: str, max_connections: int) -> Config:
+    """As `cluster`, for a service that takes WebSockets: a connection for each, for as long as it lives."""
+    return {
+        **_cluster(name, host, port),
+        "health_checks": [{**_HEALTH_CHECK, "http_health_check": {"path": health_path}}],
+        "circuit_breakers": _bounds(max_connections, max_connections),
+        **_protocol({"max_requests_per_connection": 1}, {"http_protocol_options": {}}),
+    }
+
+
+def _cluster(name: str, host: str, port: int) -> Config:
+    return {
         "name": name,
         "type": "STATIC" if _is_address(host) else "STRICT_DNS",
         "connect_timeout": "1s",
@@ -28,35 +57,29 @@ def cluster(name: str, host: str, port: int) -> Config:
         },
         # Panic mode would send calls to hosts known to be down; the caller waits for nothing.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "health_checks": [_HEALTH_CHECK],
-        "circuit_breakers": {
-            "thresholds": [
-                {
-                    "max_connections": MAX_CONNECTIONS,
-                    "max_pending_requests": 1024,
-                    "max_requests": MAX_CONNECTIONS * MAX_STREAMS_PER_CONNECTION,
-                    "max_retries": 64,
-                }
-            ]
-        },
         "upstream_connection_options": {
             "tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 30, "keepalive_interval": 5}
         },
-        "typed_extension_protocol_options": {
-            _HTTP_OPTIONS: {
-                "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
-                # Connections end after a while, so that a replica that was restarted gets its share again.
-                "common_http_protocol_options": {"max_requests_per_connection": 10_000, "idle_timeout": "300s"},
-                "explicit_http_config": {
-                    "http2_protocol_options": {
-                        "max_concurrent_streams": MAX_STREAMS_PER_CONNECTION,
-                        # A replica that hangs, or vanished without a word, is noticed.
-                        "connection_keepalive": {"interval": "15s", "timeout": "5s"},
-                    }
-                },
-            }
-        },
     }
+
+
+def _bounds(connections: int, requests: int) -> Config:
+    threshold = {
+        "max_connections": connections,
+        "max_pending_requests": 1024,
+        "max_requests": requests,
+        "max_retries": 64,
+    }
+    return {"thresholds": [threshold]}
+
+
+def _protocol(common: Config, explicit: Config) -> Config:
+    options = {
+        "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
+        "common_http_protocol_options": common,
+        "explicit_http_config": explicit,
+    }
+    return {"typed_extension_protocol_options": {_HTTP_OPTIONS: options}}
 
 
 _HEALTH_CHECK: Final = {
@@ -73,7 +96,6 @@ _HEALTH_CHECK: Final = {
     "healthy_threshold": 1,
     # A new connection each time reaches any of the replicas behind a port; a kept one would ask the same for ever.
     "reuse_connection": False,
-    "grpc_health_check": {},
 }
 
 

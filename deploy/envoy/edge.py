@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploy.envoy import replies, routes
-from deploy.envoy.clusters import cluster
+from deploy.envoy.clusters import cluster, websocket_cluster
 from runtime import contract
 
 Config = dict[str, Any]
@@ -52,9 +52,10 @@ def bootstrap(
     descriptor_set: Path,
     log_path: str = "/dev/stdout",
 ) -> Config:
-    """The whole configuration of an Envoy that serves `services` (name to gRPC address) on `listen`.
+    """The whole configuration of an Envoy that serves `services` (name to address) on `listen`.
 
-    `admin_path` is the socket file of Envoy's admin page; `descriptor_set` the protos with everything they import.
+    Addresses are those of gRPC, but for the WebSocket door the one where it takes connections. `admin_path` is the
+    socket file of Envoy's admin page; `descriptor_set` the protos with everything they import.
     """
     if missing := routes.clusters() - services.keys():
         raise ValueError(f"no address for {', '.join(sorted(missing))}")
@@ -63,7 +64,7 @@ def bootstrap(
         "admin": {"address": {"pipe": {"path": admin_path}}},
         "static_resources": {
             "listeners": [_listener(listen, _connection_manager(descriptor_set, log_path))],
-            "clusters": [cluster(name, host, port) for name, (host, port) in services.items()],
+            "clusters": [_cluster(name, host, port) for name, (host, port) in services.items()],
         },
         "overload_manager": {
             "resource_monitors": [
@@ -77,6 +78,13 @@ def bootstrap(
             ]
         },
     }
+
+
+def _cluster(name: str, host: str, port: int) -> Config:
+    if name != routes.WEBSOCKET_CLUSTER:
+        return cluster(name, host, port)
+    path = routes.WEBSOCKET_HEALTH_PATH
+    return websocket_cluster(name, host, port, health_path=path, max_connections=MAX_CONNECTIONS)
 
 
 def _listener(listen: tuple[str, int], connection_manager: Config) -> Config:
@@ -99,6 +107,8 @@ def _connection_manager(descriptor_set: Path, log_path: str) -> Config:
         "codec_type": "AUTO",
         **_trust(),
         **_limits(),
+        # Off but on the routes that lead to the door.
+        "upgrade_configs": [{"upgrade_type": "websocket", "enabled": False}],
         "http_filters": _filters(descriptor_set),
         "route_config": {
             "name": "edge",
@@ -158,8 +168,9 @@ def _limits() -> Config:
         "http_protocol_options": {
             "accept_http_10": True,
             "default_host_for_http_10": "localhost",
-            # An offer to speak something else is declined by an answer in HTTP, not by an error.
-            "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
+            # An offer to speak something else is declined by an answer in HTTP, not by an error. WebSocket is too,
+            # where it does not lead anywhere: see routes.py.
+            "ignore_http_11_upgrade": [{"safe_regex": {"regex": _any_but("websocket")}}],
         },
         "http2_protocol_options": {
             "max_concurrent_streams": 100,
@@ -168,6 +179,14 @@ def _limits() -> Config:
             "initial_connection_window_size": 1024 * 1024,
         },
     }
+
+
+def _any_but(word: str) -> str:
+    """A regular expression for every text but `word` in any case; this kind of expressions cannot simply say so."""
+    if not word:
+        return ".+"
+    first = f"{word[0].lower()}{word[0].upper()}"
+    return f"(|[^{first}].*|[{first}]{_any_but(word[1:])})"
 
 
 def _filters(descriptor_set: Path) -> list[Config]:

@@ -15,6 +15,9 @@ Config = dict[str, Any]
 
 DIALECT_NAMES: Final[dict[int, str]] = {number: name for name, number in options.Dialect.items() if number}
 
+# A caller is told 400: with 426 goes a header that names the protocol, and Envoy lets none through.
+UPGRADE_REQUIRED: Final = 426
+
 # What each status means that Envoy, or a service without a body of ours, answers with; any other one of its class
 # means what 400 and 500 mean.
 REASONS: Final = {
@@ -24,6 +27,7 @@ REASONS: Final = {
     404: Reason.NOT_FOUND,
     408: Reason.DEADLINE_EXCEEDED,
     413: Reason.TOO_LARGE,
+    UPGRADE_REQUIRED: Reason.MALFORMED_REQUEST,
     429: Reason.RATE_LIMITED,
     431: Reason.TOO_LARGE,
     500: Reason.INTERNAL,
@@ -36,6 +40,7 @@ REASONS: Final = {
 _MESSAGES: Final = {
     404: "There is nothing at this path for this method.",
     408: "The request took too long to arrive.",
+    UPGRADE_REQUIRED: "This path speaks WebSocket; ask for the upgrade.",
     431: "The headers of the request are too large.",
 }
 # Seconds after which the same call may do; only where waiting helps.
@@ -100,7 +105,7 @@ def _answers(dialect: int) -> Config:
         "statuses": {
             status: {
                 # A refusal keeps its status; a failure of ours has the one in the error table.
-                **({"status": reason.row.http} if status >= 500 else {}),
+                **({"status": reason.row.http} if status >= 500 or status == UPGRADE_REQUIRED else {}),
                 "body": _body(Failure(reason, _MESSAGES.get(status, "")), dialect),
                 **({"retry_after": _RETRY_AFTER[status]} if status in _RETRY_AFTER else {}),
             }

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from satchel.options.v1 import options_pb2 as options
 
+from deploy.envoy import replies
 from deploy.envoy.replies import DIALECT_NAMES
 from runtime import contract
 from runtime.contract import HttpRule, Policy
@@ -20,6 +21,11 @@ LUA: Final = "envoy.filters.http.lua"
 TRANSCODER: Final = "envoy.filters.http.grpc_json_transcoder"
 
 UNARY_TIMEOUT: Final = "30s"
+# Longer than a phone may say nothing: the service that knows why a stream ends gets to say so.
+STREAM_IDLE_TIMEOUT: Final = "330s"
+WEBSOCKET_CLUSTER: Final = "websocket"
+WEBSOCKET_PATHS: Final = ("/ws/mobile/sync/", "/ws/mobile/sync")
+WEBSOCKET_HEALTH_PATH: Final = "/healthz"
 # Where gRPC's own services (reflection, health checks) are answered for the whole mesh.
 INFRASTRUCTURE_CLUSTER: Final = "health"
 
@@ -101,9 +107,12 @@ def virtual_host(*, camel_transcoder: Config) -> Config:
         "domains": ["*"],
         "typed_per_filter_config": {CORS: _CORS_POLICY},
         "routes": [
+            *(_websocket(path) for path in WEBSOCKET_PATHS),
+            *(_no_websocket(prefix, dialect) for prefix, dialect in PREFIX_DIALECTS),
             *(_door(rule, policy, camel_transcoder) for rule, policy in doors),
             *(_rpc(policy) for policy in known),
             *(_infrastructure(service) for service in contract.INFRASTRUCTURE),
+            *(_websocket_only(path) for path in WEBSOCKET_PATHS),
             # A known path with another verb, in the dialect of the rpc that is there.
             *_once(_nothing(_path_match(rule), policy.dialect, policy.camel_case) for rule, policy in doors),
             *(_nothing({"prefix": prefix}, dialect, False) for prefix, dialect in PREFIX_DIALECTS),
@@ -114,7 +123,7 @@ def virtual_host(*, camel_transcoder: Config) -> Config:
 
 def clusters() -> frozenset[str]:
     """Every cluster that a route leads to."""
-    return frozenset({INFRASTRUCTURE_CLUSTER, *(cluster_of(policy) for policy in _ours())})
+    return frozenset({INFRASTRUCTURE_CLUSTER, WEBSOCKET_CLUSTER, *(cluster_of(policy) for policy in _ours())})
 
 
 def cluster_of(policy: Policy) -> str:
@@ -176,6 +185,41 @@ def _infrastructure(service: str) -> Config:
     }
 
 
+def _websocket(path: str) -> Config:
+    return {
+        "name": WEBSOCKET_CLUSTER,
+        "match": {
+            "path": path,
+            "headers": [{"name": ":method", "string_match": {"exact": "GET"}}, _ASKS_FOR_WEBSOCKET],
+        },
+        "route": {
+            "cluster": WEBSOCKET_CLUSTER,
+            "timeout": "0s",
+            "idle_timeout": STREAM_IDLE_TIMEOUT,
+            "upgrade_configs": [{"upgrade_type": "websocket"}],
+        },
+        "metadata": _metadata(options.DIALECT_MOBILE, False, streamed=True),
+        "typed_per_filter_config": {BUFFER: _UNBUFFERED, TRANSCODER: _OFF},
+    }
+
+
+def _no_websocket(prefix: str, dialect: int) -> Config:
+    """What a request for the upgrade gets everywhere else."""
+    route = _nothing({"prefix": prefix, "headers": [_ASKS_FOR_WEBSOCKET]}, dialect, False)
+    # Refused by the router like any other path that is not there, rather than as forbidden.
+    return {**route, "route": {**route["route"], "upgrade_configs": [{"upgrade_type": "websocket"}]}}
+
+
+def _websocket_only(path: str) -> Config:
+    """What a request without the upgrade gets there."""
+    return {
+        "match": {"path": path},
+        "direct_response": {"status": replies.UPGRADE_REQUIRED},
+        "metadata": _metadata(options.DIALECT_MOBILE, False),
+        "typed_per_filter_config": {BUFFER: _UNBUFFERED, TRANSCODER: _OFF},
+    }
+
+
 def _nothing(match: Config, dialect: int, camel_case: bool) -> Config:
     # A cluster that does not exist rather than a direct response, which the CORS filter would leave without headers.
     action = {"cluster": _NOWHERE, "cluster_not_found_response_code": "NOT_FOUND"}
@@ -189,9 +233,10 @@ def _nothing(match: Config, dialect: int, camel_case: bool) -> Config:
 
 
 def _action(policy: Policy) -> Config:
+    streamed = {"timeout": "0s", "idle_timeout": STREAM_IDLE_TIMEOUT}
     return {
         "cluster": cluster_of(policy),
-        "timeout": "0s" if streaming(policy.method) else UNARY_TIMEOUT,
+        **(streamed if streaming(policy.method) else {"timeout": UNARY_TIMEOUT}),
         "retry_policy": _RETRY_READS if policy.read_only else _RETRY_WRITES,
     }
 
@@ -201,6 +246,11 @@ _UNBUFFERED: Final = {
     "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
     "disabled": True,
 }
+
+
+_ASKS_FOR_WEBSOCKET: Final = {"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}}
+
+_OFF: Final = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 
 
 def _metadata(dialect: int, camel_case: bool, *, streamed: bool = False) -> Config:

@@ -158,8 +158,8 @@ class Edge:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port, *ports = free_ports(5)
-        self.ports = dict(zip(("auth", "sessions", "uploads", "health"), ports, strict=True))
+        self.port, *ports = free_ports(6)
+        self.ports = dict(zip(("auth", "sessions", "uploads", "health", "websocket"), ports, strict=True))
         self.exercises = Exercises()
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -421,6 +421,24 @@ async def test_an_answer_of_many_megabytes_arrives(client: httpx.AsyncClient) ->
             b"GET /ws/nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
             404,
             "NOT_FOUND",
+        ),
+        (
+            b"GET /sessions HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n",
+            404,
+            "NOT_FOUND",
+        ),
+        (b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 404, "NOT_FOUND"),
+        (b"GET /ws/mobile/sync HTTP/1.1\r\nHost: x\r\n\r\n", 400, "SYNC_001"),
+        (b"POST /ws/mobile/sync/ HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 400, "SYNC_001"),
+        (
+            b"GET /ws/mobile/sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+            400,
+            "SYNC_001",
+        ),
+        (
+            b"GET /ws/mobile/sync/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            503,
+            "UNAVAILABLE",
         ),
     ],
     ids=lambda value: value[:30].decode() if isinstance(value, bytes) else None,

@@ -1,0 +1,1 @@
+"""The WebSocket door: JSON frames on one side, the Sync stream on the other."""
