@@ -43,12 +43,12 @@ def parse_moment(field: str, text: str) -> datetime:
     return parse_time(field, f"{text}T00:00:00Z" if len(text) == 10 else text)
 
 
-def plausible(field: str, time: datetime, now: datetime) -> datetime:
-    """`time` again. Raises Failure(FIELD_INVALID) when it is before 2000 or more than a day ahead of `now`."""
+def plausible(field: str, time: datetime, now: datetime, lead: timedelta = LEAD) -> datetime:
+    """`time` again. Raises Failure(FIELD_INVALID) when it is before 2000 or more than `lead` ahead of `now`."""
     if time < EARLIEST:
         raise invalid(field, "is before 2000-01-01")
-    if time > now + LEAD:
-        raise invalid(field, "is more than a day in the future")
+    if time > now + lead:
+        raise invalid(field, "is more than a day in the future" if lead == LEAD else "is in the future")
     return time
 
 

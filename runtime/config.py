@@ -46,6 +46,8 @@ class Config(BaseSettings):
 
     database_connections: int = Field(8, ge=1, le=100)
     """Connections to PostgreSQL per process and service."""
+    share_address: bool = True
+    """Whether several processes may serve at the same address; off, a second one fails to start."""
     call_timeout: float = Field(15.0, gt=0)
     """Seconds a unary call may take when its caller names no shorter deadline."""
     drain_timeout: float = Field(8.0, ge=0)

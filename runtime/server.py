@@ -58,7 +58,7 @@ async def serving(config: Config, services: Mapping[str, Service]) -> AsyncItera
         server = grpc.aio.server(
             interceptors=[contract_interceptor],
             options=(
-                ("grpc.so_reuseport", 1),
+                ("grpc.so_reuseport", int(config.share_address)),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 # The edge lets 32 KiB of headers through; gRPC refuses more than 8 KiB by chance, as a full quota.
                 ("grpc.max_metadata_size", 64 * 1024),

@@ -150,7 +150,7 @@ def config_for(home: Path, **given: Any) -> Config:
     """Settings on free ports, rate limits off unless asked for."""
     fields = [*(f"{name}_address" for name in SERVICES), "websocket_listen"]
     addresses = {field: f"127.0.0.1:{port}" for field, port in zip(fields, free_ports(len(fields)), strict=True)}
-    return Config(**{"home": home, "rate_limits": "off", **addresses, **given})
+    return Config(**{"home": home, "rate_limits": "off", "share_address": False, **addresses, **given})
 
 
 @asynccontextmanager
@@ -192,6 +192,7 @@ def service_part(name: str, config: Config, directory: Path, **settings: str) ->
         "SATCHEL_DATABASE_URL": config.database_url,
         "SATCHEL_REDIS_URL": config.redis_url,
         "SATCHEL_RATE_LIMITS": config.rate_limits,
+        "SATCHEL_SHARE_ADDRESS": str(config.share_address),
         **addresses,
         **{f"SATCHEL_{field.upper()}": text for field, text in settings.items()},
     }

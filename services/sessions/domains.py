@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from runtime.clock import parse_time, plausible
-from runtime.errors import Failure
+from runtime.errors import invalid
 from services.sessions import (
     device_sessions_domain,
     exercises_domain,
@@ -55,13 +55,14 @@ class Domains:
             return metrics_domain.prepare(data, now)
         if domain == plans_domain.DOMAIN:
             return plans_domain.prepare(data)
-        time = self._schemas[domain].time
-        return Prepared(data, _happen_time(data.get(time), now) if time else None)
+        return Prepared(data, self._happen_time(domain, data, now))
 
-
-def _happen_time(text: Any, now: datetime) -> datetime | None:
-    """When the thing took place; a time that is missing or cannot be read leaves the record without one."""
-    try:
-        return plausible("time", parse_time("time", text), now) if isinstance(text, str) else None
-    except Failure:
-        return None
+    def _happen_time(self, domain: str, data: dict[str, Any], now: datetime) -> datetime | None:
+        """When the thing took place; None where its domain or the record itself doesn't say."""
+        file = self._schemas[domain]
+        text = data.get(file.time)
+        if text is None:
+            return None
+        if not isinstance(text, str):
+            raise invalid(file.time, "must be a string", "INVALID_TYPE")
+        return plausible(file.time, parse_time(file.time, text), now, file.lead)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import jsonschema_rs
 import orjson
 
+from runtime.clock import LEAD
 from runtime.config import ConfigError
 from services.sessions.policies_domain import Strategy
 
@@ -28,6 +30,8 @@ class SchemaFile:
     """Who wins where the tenant has not decided."""
     time: str
     """The top-level property that says when the thing took place; empty: none does."""
+    lead: timedelta
+    """How far in the future that may be."""
     document: dict[str, Any]
     """The whole file."""
     validator: jsonschema_rs.Validator
@@ -103,11 +107,15 @@ def _schema_file(file: Path, document: dict[str, Any], registry: jsonschema_rs.R
         raise _broken(file, f"is no valid JSON Schema: {getattr(error, 'message', error)}") from None
     if time is not None and (not isinstance(time, str) or time not in document.get("properties", {})):
         raise _broken(file, "x-time must name one of its properties")
+    lead = document.get("x-time-lead-seconds", LEAD.total_seconds())
+    if type(lead) not in (int, float) or not 0 <= lead <= LEAD.total_seconds():
+        raise _broken(file, "x-time-lead-seconds must be a number from 0 to 86400")
     return SchemaFile(
         domain=file.stem,
         version=version,
         strategy=Strategy.MANUAL if policy is None else Strategy(policy),
         time=time or "",
+        lead=timedelta(seconds=lead),
         document=document,
         validator=validator,
     )

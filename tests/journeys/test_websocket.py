@@ -79,6 +79,9 @@ async def conflicted(one: Line) -> tuple[str, Frame]:
     return sent["mobile_id"], await one.sync(records=[stale])
 
 
+NOBODYS = "4b5f8f0e-8c39-4f0e-9a3c-1d2e3f405162"  # the id of no conflict
+
+
 class TestSeed:
     async def test_a_sync_as_the_seed_shows_it(self, edge: Edge, phone: Phone) -> None:
         frame = {
@@ -263,10 +266,10 @@ class TestErrors:
             ({"type": "sync"}, "SYNC_002"),
             ({"type": "dance", "payload": {}}, "SYNC_001"),
             ({"type": "sync", "payload": {"voice_data": "x"}}, "SYNC_001"),
-            ({"type": "resolve_conflict", "payload": {"conflict_id": str(uuid4()), "resolution": "no"}}, "SYNC_001"),
-            ({"type": "resolve_conflict", "payload": {"conflict_id": str(uuid4())}}, "SYNC_002"),
+            ({"type": "resolve_conflict", "payload": {"conflict_id": NOBODYS, "resolution": "no"}}, "SYNC_001"),
+            ({"type": "resolve_conflict", "payload": {"conflict_id": NOBODYS}}, "SYNC_002"),
             (
-                {"type": "resolve_conflict", "payload": {"conflict_id": str(uuid4()), "resolution": "accept_server"}},
+                {"type": "resolve_conflict", "payload": {"conflict_id": NOBODYS, "resolution": "accept_server"}},
                 "NOT_FOUND",
             ),
         ],
