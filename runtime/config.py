@@ -47,6 +47,12 @@ class Config(BaseSettings):
     """Seconds a unary call may take when its caller names no shorter deadline."""
     drain_timeout: float = Field(8.0, ge=0)
     """Seconds that calls in flight get to finish on SIGTERM."""
+    stream_idle_timeout: float = Field(300.0, gt=0)
+    """Seconds that a sync stream lives without a word from its phone, or while it owes an ack."""
+    stream_lifetime: float = Field(3600.0, gt=0)
+    """Seconds that a sync stream lives at most."""
+    streams_per_user: int = Field(20, ge=1)
+    """Sync streams that a user may have open in one process."""
     free_puzzles_per_day: int = Field(1, ge=0)
     """New puzzle sessions that a free account may store per UTC day of their timestamp."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -6,7 +6,8 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
@@ -125,6 +126,7 @@ class _Guard:
         self._policy = policy
         self._decode = handler.request_deserializer or (lambda data: data)
         self._handler = handler
+        self._answer = _generator(handler.unary_stream or handler.stream_stream)
         service, method = policy.service, policy.method.rpartition("/")[2]
         self._seconds = RPC_SECONDS.labels(service, method)
         self._active = RPC_ACTIVE.labels(service, method)
@@ -161,8 +163,9 @@ class _Guard:
                 request = self._read(data)
                 await self._contract.admit(call, request)
                 await _send_headers(call, context)
-                async for response in cast(Any, self._handler.unary_stream)(request, context):
-                    yield response
+                async with aclosing(self._answer(request, context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await self._refuse(error, call, context, outcome)
 
@@ -173,9 +176,14 @@ class _Guard:
         with self._measured(call) as outcome:
             try:
                 await self._contract.admit(call, None)
-                await _send_headers(call, context)
-                async for response in cast(Any, self._handler.stream_stream)(self._read_all(stream), context):
-                    yield response
+                call.watch = self._contract.watch(call)
+                # At once, even if empty: what stands between waits for the answer to begin.
+                await context.send_initial_metadata(call.headers)
+                async with aclosing(
+                    cast(Any, self._handler.stream_stream)(self._read_all(stream), context)
+                ) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await self._refuse(error, call, context, outcome)
 
@@ -254,6 +262,20 @@ class _Measured:
         if kind is None or not issubclass(kind, GeneratorExit):
             # A stream that is closed from outside ends in another context, which has nothing to reset.
             current.reset(self._token)
+
+
+def _generator(handler: Any) -> Callable[[Any, ServicerContext[Any, Any]], AsyncGenerator[Any]]:
+    """The handler of a streamed answer as a generator, though it may write to the context by itself."""
+    if not asyncio.iscoroutinefunction(handler):
+        generator: Callable[[Any, ServicerContext[Any, Any]], AsyncGenerator[Any]] = handler
+        return generator
+
+    async def written(request: Any, context: ServicerContext[Any, Any]) -> AsyncGenerator[Any]:
+        await handler(request, context)
+        return
+        yield  # what makes it a generator
+
+    return written
 
 
 def failure_of(error: Exception) -> Failure:

@@ -21,6 +21,7 @@ RPC_ANSWERS: Final = Counter(
     "rpc_server_responses", "Answers by gRPC status.", ["rpc_service", "rpc_method", "rpc_grpc_status_code"]
 )
 RPC_ACTIVE: Final = Gauge("rpc_server_active_requests", "Calls in progress.", ["rpc_service", "rpc_method"])
+STREAMS_OPEN: Final = Gauge("sync_streams_open", "Sync streams that are open.")
 LIMITS_LOCAL: Final = Counter(
     "rate_limit_local_decisions", "Rate limits decided from this process's own counts because Redis was away."
 )

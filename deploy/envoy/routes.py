@@ -64,6 +64,7 @@ _CORS_POLICY: Final = {
             "idempotency-key",
             "x-idempotency-key",
             "x-chunk-checksum",
+            "x-client-time",
             "x-device-id",
             "x-app-version",
             "x-os-version",

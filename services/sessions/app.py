@@ -17,6 +17,7 @@ from satchel.sessions.v1 import (
 from runtime.clock import utc_now
 from runtime.config import Config
 from runtime.database import database
+from runtime.interceptors import failure_of
 from services.sessions.conflicts_domain import Conflicts
 from services.sessions.conflicts_store import ConflictStore
 from services.sessions.device_sessions_domain import DeviceSessions
@@ -25,6 +26,8 @@ from services.sessions.domains import Domains
 from services.sessions.exercises_domain import Catalogue, ExerciseSessions
 from services.sessions.exercises_servicer import ExerciseSessionServicer
 from services.sessions.feed_store import FeedStore
+from services.sessions.live import Live
+from services.sessions.meta_domain import AppVersions
 from services.sessions.puzzles_domain import FreeTier, PuzzleSessions
 from services.sessions.puzzles_servicer import PuzzleSessionServicer
 from services.sessions.records_store import RecordStore
@@ -32,6 +35,7 @@ from services.sessions.schemas import Schemas
 from services.sessions.stats_domain import UserStats
 from services.sessions.stats_servicer import StatsServicer
 from services.sessions.stats_store import StatsStore
+from services.sessions.streams_domain import StreamLimits, Streams
 from services.sessions.sync_domain import Sync
 from services.sessions.sync_servicer import SyncServicer
 
@@ -40,19 +44,27 @@ from services.sessions.sync_servicer import SyncServicer
 async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
     """Adds the sessions service to `server` for as long as the block runs."""
     async with database(config.database_url, connections=config.database_connections, name="sessions") as db:
-        store, domains = RecordStore(db), Domains(Schemas(), Catalogue())
+        feeds = FeedStore(db)
+        limits = StreamLimits(
+            per_user=config.streams_per_user, idle=config.stream_idle_timeout, lifetime=config.stream_lifetime
+        )
+        live = Live(limits, feeds)
+        store, domains = RecordStore(db, committed=live.committed), Domains(Schemas(), Catalogue())
         free_tier = FreeTier(config.free_puzzles_per_day)
         exercises = ExerciseSessions(store, domains, now=utc_now)
         puzzles = PuzzleSessions(store, domains, free_tier, now=utc_now)
         devices = DeviceSessions(store, domains, now=utc_now)
         stats = UserStats(store, StatsStore(db), domains, now=utc_now)
-        sync = Sync(store, FeedStore(db), domains, free_tier, now=utc_now)
+        sync = Sync(store, feeds, domains, free_tier, now=utc_now)
         conflicts = Conflicts(store, ConflictStore(db), domains, now=utc_now)
+        versions = AppVersions()
+        streams = Streams(live, sync, conflicts, versions, now=utc_now, failure_of=failure_of)
         exercise_sessions_pb2_grpc.add_ExerciseSessionServiceServicer_to_server(
             ExerciseSessionServicer(exercises), server
         )
         puzzle_sessions_pb2_grpc.add_PuzzleSessionServiceServicer_to_server(PuzzleSessionServicer(puzzles), server)
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
-        sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts), server)
-        yield
+        sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts, streams), server)
+        async with live.running(config.redis_url):
+            yield

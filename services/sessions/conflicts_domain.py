@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LOG_LIFETIME: Final = timedelta(days=90)
 DRY_RUN: Final = timedelta(days=7)
 DRY_RUN_CONFLICTS: Final = 10_000
+# So many of those that are open are told to a phone that comes; the rest is in the log.
+MAX_OPEN_TOLD: Final = 100
 OPTIONS: Final = ("accept_server", "accept_client", "merge")
 _RESOLVE: Final = "sync.resolve"
 
@@ -152,6 +154,14 @@ class Conflicts:
             rate_pct=round(100 * conflicts / pushed, 2) if pushed else 0.0,
             next_token=paging.encode_token(found[limit - 1].create_time, str(found[limit - 1].id)) if more else "",
         )
+
+    async def open(self, caller: Principal) -> Sequence[UUID]:
+        """The newest of the caller's conflicts that wait for a decision, oldest first."""
+        return await self._log.open(caller.user_id, MAX_OPEN_TOLD)
+
+    async def find(self, caller: Principal, id: UUID) -> LoggedConflict | None:
+        """One of the caller's conflicts; None when there is none."""
+        return await self._log.conflict(caller.user_id, id)
 
     async def resolve(
         self, caller: Principal, conflict_id: str, resolution: str, client_data: dict[str, Any] | None

@@ -103,6 +103,17 @@ _ONE: Final = sa.select(*conflicts.c).where(
     conflicts.c.id == bindparam("id"), conflicts.c.user_id == bindparam("user_id")
 )
 
+_OPEN: Final = (
+    sa.select(conflicts.c.id)
+    .where(
+        conflicts.c.user_id == bindparam("user_id"),
+        conflicts.c.winner == sa.literal_column("'none'"),
+        conflicts.c.resolve_time.is_(None),
+    )
+    .order_by(conflicts.c.create_time.desc())
+    .limit(bindparam("limit", type_=sa.Integer))
+)
+
 
 class ConflictStore:
     """Policies and logged conflicts in PostgreSQL."""
@@ -155,6 +166,12 @@ class ConflictStore:
             logged = await statements.one(_TOTAL, **_values(scope))
             pushed = await statements.one(_PUSHED, **_values(scope))
         return int(logged["total"]) if logged else 0, int(pushed["total"]) if pushed else 0
+
+    async def open(self, user_id: UUID, limit: int) -> Sequence[UUID]:
+        """The user's newest conflicts that nobody has decided, oldest first."""
+        async with self._database.statements() as statements:
+            rows = await statements.all(_OPEN, user_id=user_id, limit=limit)
+        return [row["id"] for row in reversed(rows)]
 
     async def conflict(self, user_id: UUID, id: UUID) -> LoggedConflict | None:
         """One of the user's conflicts; None when there is none."""

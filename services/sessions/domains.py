@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -31,6 +32,11 @@ class Domains:
 
     def __contains__(self, domain: str) -> bool:
         return domain in self._schemas
+
+    @property
+    def versions(self) -> Mapping[str, int]:
+        """The version of each domain's schema."""
+        return self._schemas.versions
 
     def prepare(self, domain: str, data: dict[str, Any], now: datetime) -> Prepared:
         """What is stored of `data`, whichever door it came in by. Raises Failure: FIELD_MISSING, FIELD_INVALID."""

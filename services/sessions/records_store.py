@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
 from typing import Any, Final
@@ -148,6 +148,10 @@ class Feed:
         self._connection = connection
         self._caller = caller
         self._policies = policies
+        self.news: Final[list[UUID]] = []
+        """Conflicts written here that the user's devices are to be told of."""
+        self.advanced = False
+        """Whether anything was written to the feed."""
         self.position: Final = position
         """The last position taken; 0 for a feed that is empty."""
         self.known: Final = known
@@ -179,10 +183,12 @@ class Feed:
         pushed = Counter(receipt.key.domain for receipt in decided.receipts if receipt.status != "REJECTED")
         async with connection.pipeline():
             if decided.writes:
+                self.advanced = True
                 values = [caller.user_id, now, now, *_write_columns(decided.writes)]
                 await connection.execute(WRITE, values, prepare=True)
                 await connection.execute(_ADVANCE_FEED, [decided.position, caller.user_id], prepare=True)
             if decided.conflicts:
+                self.news.extend(one.id for one in decided.conflicts if one.policy.notify_on_conflict)
                 values = [caller.tenant_id, caller.user_id, now, *_conflict_columns(decided.conflicts)]
                 await connection.execute(_LOG_CONFLICTS, values, prepare=True)
             if pushed:
@@ -205,8 +211,12 @@ class Feed:
 class RecordStore:
     """Records in PostgreSQL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, *, committed: Callable[[UUID, Sequence[UUID]], None] = lambda *_: None
+    ) -> None:
+        """`committed` is told whose feed has advanced, once it has, and of which conflicts the user wants to know."""
         self._database = database
+        self._committed = committed
 
     @asynccontextmanager
     async def feed(
@@ -239,7 +249,7 @@ class RecordStore:
                 Key(one["domain"], one["id"]): Known(one["version"], one["deleted"], one["data"], one["change_time"])
                 for one in await found.fetchall()
             }
-            yield Feed(
+            feed = Feed(
                 connection,
                 caller,
                 position=row["position"],
@@ -247,6 +257,9 @@ class RecordStore:
                 policies={one["domain"]: _policy(one) for one in await decided.fetchall()},
                 answer=before["answer"] if before else None,
             )
+            yield feed
+        if feed.advanced or feed.news:
+            self._committed(user_id, feed.news)
 
     async def record(self, user_id: UUID, key: Key) -> Record | None:
         """One of the user's records, tombstones included; None when there is none."""

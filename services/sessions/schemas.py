@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ class Schemas:
     def __init__(self, directory: Path = DIRECTORY) -> None:
         """Reads every *.json of `directory`; the file's name is the domain's."""
         documents = {file.stem: json.loads(file.read_bytes()) for file in sorted(directory.glob("*.json"))}
+        self.versions: Final[Mapping[str, int]] = {domain: one.get("x-version", 1) for domain, one in documents.items()}
         registry = jsonschema_rs.Registry([(one["$id"], one) for one in documents.values()])
         self._validators = {
             domain: jsonschema_rs.validator_for(one, registry=registry, mask="the value")

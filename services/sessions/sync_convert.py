@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import orjson
@@ -18,6 +18,8 @@ from services.sessions.policies_domain import Policy, Winner
 from services.sessions.sync_domain import Answer, Page, Pushed
 
 JSON: Final = "application/json"
+# A push of small changes may meet a thousand large records.
+MAX_SERVER_DATA_BYTES: Final = 4 * 1024 * 1024
 
 
 def change_from_json(item: Any, group: Any) -> Pushed:
@@ -56,14 +58,14 @@ def change_from_pb(message: pb.Change, group: str) -> Pushed:
 def push_response(answer: Answer) -> pb.PushChangesResponse:
     """The answer to a push."""
     return pb.PushChangesResponse(
-        receipts=[_receipt_to_pb(receipt) for receipt in answer.receipts],
+        receipts=[_receipt_to_pb(receipt, raw) for receipt, raw in _with_server_data(answer.receipts)],
         server_time=to_timestamp(answer.server_time),
     )
 
 
 def push_document(answer: Answer) -> HttpBody:
     """The answer to a push as a JSON document."""
-    receipts = [_receipt_to_json(receipt) for receipt in answer.receipts]
+    receipts = [_receipt_to_json(receipt, raw) for receipt, raw in _with_server_data(answer.receipts)]
     document = {"receipts": receipts, "server_time": format_time(answer.server_time)}
     return HttpBody(content_type=JSON, data=orjson.dumps(document))
 
@@ -143,7 +145,31 @@ def resolve_response(resolved: Resolved) -> pb.ResolveConflictResponse:
     )
 
 
-def _receipt_to_pb(receipt: Receipt) -> pb.Receipt:
+def conflict_to_pb(conflict: LoggedConflict) -> pb.ConflictNotice:
+    """A conflict as a device is told of it."""
+    is_open = conflict.winner is Winner.NONE
+    return pb.ConflictNotice(
+        conflict_id=str(conflict.id),
+        domain=conflict.key.domain,
+        mobile_id=conflict.key.id,
+        server_version=conflict.server_version,
+        client_version=conflict.client_version,
+        server_data="" if conflict.server.data is None else orjson.dumps(conflict.server.data).decode(),
+        resolution_options=OPTIONS if is_open else (),
+    )
+
+
+def _with_server_data(receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, bytes | None]]:
+    """Each receipt with the server's content that its conflict shows; None from where the answer would be too large."""
+    size = 0
+    for receipt in receipts:
+        data = receipt.notice.server_data if receipt.notice else None
+        raw = b"" if data is None else orjson.dumps(data)
+        size += len(raw)
+        yield receipt, raw if size <= MAX_SERVER_DATA_BYTES else None
+
+
+def _receipt_to_pb(receipt: Receipt, server_data: bytes | None) -> pb.Receipt:
     failure, notice = receipt.failure, receipt.notice
     return pb.Receipt(
         domain=receipt.key.domain,
@@ -151,11 +177,15 @@ def _receipt_to_pb(receipt: Receipt) -> pb.Receipt:
         status=receipt.status,
         version=receipt.version,
         **({} if failure is None else _failure_values(failure)),
-        conflict=None if notice is None else pb.ConflictNotice(**_notice_values(receipt, notice)),
+        conflict=None
+        if notice is None
+        else pb.ConflictNotice(
+            **_notice_values(receipt, notice, server_data), server_data=(server_data or b"").decode()
+        ),
     )
 
 
-def _receipt_to_json(receipt: Receipt) -> dict[str, Any]:
+def _receipt_to_json(receipt: Receipt, server_data: bytes | None) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "domain": receipt.key.domain,
         "id": receipt.key.id,
@@ -165,8 +195,8 @@ def _receipt_to_json(receipt: Receipt) -> dict[str, Any]:
     if receipt.failure is not None:
         shown.update(_failure_values(receipt.failure))
     if receipt.notice is not None:
-        values = _notice_values(receipt, receipt.notice)
-        shown["conflict"] = {**values, "server_data": receipt.notice.server_data}
+        values = _notice_values(receipt, receipt.notice, server_data)
+        shown["conflict"] = {**values, "server_data": orjson.Fragment(server_data) if server_data else None}
     return shown
 
 
@@ -178,7 +208,7 @@ def _failure_values(failure: Failure) -> dict[str, str]:
     }
 
 
-def _notice_values(receipt: Receipt, notice: Notice) -> dict[str, Any]:
+def _notice_values(receipt: Receipt, notice: Notice, server_data: bytes | None) -> dict[str, Any]:
     open_to: Sequence[str] = OPTIONS if notice.is_open else ()
     return {
         "conflict_id": str(notice.conflict_id),
@@ -186,8 +216,8 @@ def _notice_values(receipt: Receipt, notice: Notice) -> dict[str, Any]:
         "mobile_id": receipt.key.id,
         "server_version": notice.server_version,
         "client_version": notice.client_version,
-        "server_data": "" if notice.server_data is None else orjson.dumps(notice.server_data).decode(),
         "resolution_options": list(open_to),
+        "server_data_omitted": server_data is None,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +30,7 @@ MAX_LIMIT: Final = 1000
 MAX_GROUP_CHARS: Final = 64
 _PUSH: Final = "sync.push"
 _CHECK_BYTES: Final = 6
+_FILTER_BYTES: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,11 @@ class Answer:
 
     receipts: Sequence[Receipt]
     server_time: datetime
+    position_before: int = -1
+    """Where the feed stood; -1 for a push that was answered before."""
+    position_after: int = -1
+    as_sent: bool = False
+    """Whether all that was stored is what the phone had sent, so that it need not be sent back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,8 @@ class Page:
     """A stretch of the feed."""
 
     entries: Sequence[Entry]
+    position: int
+    """Where the next page begins."""
     next_cursor: str
     has_more: bool
 
@@ -81,6 +89,13 @@ class Sync:
         self._free_tier = free_tier
         self._now = now
 
+    def clock_offset(self, client_now: str) -> timedelta:
+        """What a phone whose clock shows `client_now` (ISO 8601) adds to have ours; nothing when it doesn't say.
+
+        Raises Failure(FIELD_INVALID).
+        """
+        return self._now() - parse_time("x-client-time", client_now) if client_now else timedelta(0)
+
     async def push(
         self,
         caller: Principal,
@@ -101,24 +116,61 @@ class Sync:
             decided = decide(feed, [_limited(item, over_limit) for item in items])
             await feed.write(decided, now)
             await feed.keep(_PUSH, key, [_kept(receipt) for receipt in decided.receipts], now)
-        return Answer(receipts=decided.receipts, server_time=now)
+        sent = {
+            (item.key, item.raw)
+            for item, one in zip(items, pushed, strict=True)
+            if isinstance(item, Change) and isinstance(one, Pushed) and (item.data is None or item.data == one.data)
+        }
+        return Answer(
+            receipts=decided.receipts,
+            server_time=now,
+            position_before=feed.position,
+            position_after=decided.position,
+            as_sent=all((write.key, write.raw) in sent for write in decided.writes),
+        )
+
+    async def stand(self, caller: Principal, cursor: str | None, domains: Sequence[str]) -> int:
+        """Where a feed is to be read on from: behind `cursor`; None: behind all there is now.
+
+        Raises Failure: FIELD_INVALID, RESYNC_REQUIRED.
+        """
+        last, horizon = await self._feeds.standing(caller.user_id)
+        if cursor is None:
+            return last
+        position = decode_cursor(cursor, caller.user_id, domains)
+        _check_known(position, last, horizon)
+        return position
 
     async def pull(self, caller: Principal, cursor: str, domains: Sequence[str], limit: int) -> Page:
         """What changed since `cursor`. Raises Failure: FIELD_INVALID, RESYNC_REQUIRED."""
         if not 0 <= limit <= MAX_LIMIT:
             raise invalid("limit", f"must be 1 to {MAX_LIMIT}")
         size = limit or DEFAULT_LIMIT
-        wanted = [domain for text in domains for domain in text.split(",") if domain]
+        wanted = self.domains_of(domains)
+        return await self.page(caller, decode_cursor(cursor, caller.user_id, wanted), wanted, size)
+
+    async def page(self, caller: Principal, position: int, domains: Sequence[str], size: int) -> Page:
+        """What changed behind `position`. Raises Failure(RESYNC_REQUIRED) when that cannot be told any more."""
+        found = await self._feeds.after(caller.user_id, position, domains, size)
+        _check_known(position, found.position, found.horizon)
+        return Page(
+            entries=found.entries,
+            position=found.position,
+            next_cursor=encode_cursor(found.position, caller.user_id, domains),
+            has_more=found.has_more,
+        )
+
+    def versions(self) -> Mapping[str, int]:
+        """The version of each domain's schema."""
+        return self._domains.versions
+
+    def domains_of(self, said: Sequence[str]) -> Sequence[str]:
+        """The domains that a filter names, by commas or one by one, in order. Raises Failure(FIELD_INVALID)."""
+        wanted = sorted({domain for text in said for domain in text.split(",") if domain})
         for domain in wanted:
             if domain not in self._domains:
                 raise invalid("domains", "names a domain that is not known here", "UNKNOWN_VALUE")
-        position = decode_cursor(cursor, caller.user_id)
-        entries, horizon = await self._feeds.after(caller.user_id, position, wanted, size + 1)
-        if cursor and position < horizon:
-            raise Failure(Reason.RESYNC_REQUIRED)
-        page = entries[:size]
-        last = page[-1].position if page else position
-        return Page(entries=page, next_cursor=encode_cursor(last, caller.user_id), has_more=len(entries) > size)
+        return wanted
 
     def _item(self, one: Pushed | Failure, place: str, now: datetime, offset: timedelta) -> Change | Refused:
         if isinstance(one, Failure):
@@ -167,28 +219,46 @@ class Sync:
         )
 
 
-def encode_cursor(position: int, user_id: UUID) -> str:
-    """A cursor behind `position` of the user's feed, opaque to phones. Pairs with decode_cursor."""
-    place = position.to_bytes(8)
-    return base64.urlsafe_b64encode(place + _check(place, user_id)).decode().rstrip("=")
+def encode_cursor(position: int, user_id: UUID, domains: Sequence[str]) -> str:
+    """A cursor behind `position` of the user's feed in these domains, opaque to phones. Pairs with decode_cursor."""
+    place = position.to_bytes(8) + _filter(domains)
+    return base64.urlsafe_b64encode(place + _check(place, user_id)).decode()
 
 
-def decode_cursor(cursor: str, user_id: UUID) -> int:
-    """The position behind which a cursor stands; 0 for none. Raises Failure(FIELD_INVALID) for one of another user."""
+def decode_cursor(cursor: str, user_id: UUID, domains: Sequence[str]) -> int:
+    """The position behind which a cursor stands; 0 for none.
+
+    A cursor of the whole feed goes with every filter. One of a filtered feed goes with that filter only: what it has
+    skipped would be missing for ever.
+
+    Raises Failure(FIELD_INVALID) for one of another user or another filter, and for anything else.
+    """
     if not cursor:
         return 0
     try:
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raw = b""
-    place, check = raw[:8], raw[8:]
-    if len(raw) != 8 + _CHECK_BYTES or check != _check(place, user_id) or place[0] > 127:
+    place, check = raw[:-_CHECK_BYTES], raw[-_CHECK_BYTES:]
+    if len(place) != 8 + _FILTER_BYTES or check != _check(place, user_id) or place[0] > 127:
         raise invalid("cursor", "is not one that this feed gave", "INVALID_FORMAT")
-    return int.from_bytes(place)
+    if place[8:] not in (_filter(()), _filter(domains)):
+        raise invalid("cursor", "is of another choice of domains; start those without one", "INVALID_FORMAT")
+    return int.from_bytes(place[:8])
+
+
+def _filter(domains: Sequence[str]) -> bytes:
+    return hashlib.sha256(",".join(domains).encode()).digest()[:_FILTER_BYTES] if domains else bytes(_FILTER_BYTES)
 
 
 def _check(place: bytes, user_id: UUID) -> bytes:
     return hashlib.sha256(user_id.bytes + place).digest()[:_CHECK_BYTES]
+
+
+def _check_known(position: int, last: int, horizon: int) -> None:
+    # Deletions may have been forgotten since, or the server was set back to a backup.
+    if position and not horizon <= position <= last:
+        raise Failure(Reason.RESYNC_REQUIRED)
 
 
 def _limited(item: Change | Refused, over_limit: dict[Key, None]) -> Change | Refused:
@@ -220,7 +290,10 @@ def _change_time(text: Any, now: datetime, offset: timedelta) -> datetime:
         return now
     if not isinstance(text, str):
         raise invalid("client_time", "must be an ISO 8601 time", "INVALID_TYPE")
-    return max(EARLIEST, min(now, parse_time("client_time", text) + offset))
+    try:
+        return max(EARLIEST, min(now, parse_time("client_time", text) + offset))
+    except OverflowError:  # a clock that is thousands of years off
+        return now if offset > timedelta(0) else EARLIEST
 
 
 def _group(group: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from google.api.httpbody_pb2 import HttpBody
@@ -9,12 +11,14 @@ from grpc.aio import ServicerContext
 from satchel.sessions.v1 import sync_pb2 as pb
 from satchel.sessions.v1 import sync_pb2_grpc as pb_grpc
 
-from runtime.call import idempotency_key, principal
+from runtime.call import header, idempotency_key, principal, watch
 from runtime.documents import counted, items_and_more
+from services.sessions import streams_convert
 from services.sessions import sync_convert as convert
 from services.sessions.batches import capture
 from services.sessions.conflicts_domain import Conflicts
 from services.sessions.policies_domain import parse_policy
+from services.sessions.streams_domain import Streams
 from services.sessions.sync_domain import Sync
 
 Context = ServicerContext[Any, Any]
@@ -23,20 +27,31 @@ Context = ServicerContext[Any, Any]
 class SyncServicer(pb_grpc.SyncServiceServicer):
     """satchel.sessions.v1.SyncService."""
 
-    def __init__(self, sync: Sync, conflicts: Conflicts) -> None:
+    def __init__(self, sync: Sync, conflicts: Conflicts, streams: Streams) -> None:
         self._sync = sync
         self._conflicts = conflicts
+        self._streams = streams
+
+    async def Sync(
+        self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context
+    ) -> AsyncIterator[pb.SyncResponse]:
+        said = streams_convert.said_from_pb(request_iterator)
+        async with aclosing(self._streams.talk(principal(), watch(), said)) as told:
+            async for request_id, event in told:
+                yield streams_convert.event_to_pb(request_id, event)
 
     async def PushChanges(self, request: pb.PushChangesRequest, context: Context) -> pb.PushChangesResponse:
         group = request.atomic_group
         messages = counted(request.changes, "changes")
         pushed = capture(lambda message: convert.change_from_pb(message, group), messages)
-        return convert.push_response(await self._sync.push(principal(), pushed, idempotency_key()))
+        offset = self._sync.clock_offset(header("x-client-time"))
+        return convert.push_response(await self._sync.push(principal(), pushed, idempotency_key(), clock_offset=offset))
 
     async def PushChangesJson(self, request: pb.PushChangesJsonRequest, context: Context) -> HttpBody:
         found, rest = items_and_more(request.document.data, "changes")
         pushed = capture(lambda item: convert.change_from_json(item, rest.get("atomic_group")), found)
-        return convert.push_document(await self._sync.push(principal(), pushed, idempotency_key()))
+        offset = self._sync.clock_offset(header("x-client-time"))
+        return convert.push_document(await self._sync.push(principal(), pushed, idempotency_key(), clock_offset=offset))
 
     async def PullChanges(self, request: pb.PullChangesRequest, context: Context) -> pb.PullChangesResponse:
         page = await self._sync.pull(principal(), request.cursor, request.domains, request.limit)

@@ -1,0 +1,393 @@
+"""Owns a phone's stream: what it said, what it is told, in which order, and when it has to go."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from uuid import UUID
+
+from runtime.call import IdempotencyKey, Principal, Watch
+from runtime.errors import Failure, Reason, invalid, missing
+from services.sessions.conflicts_domain import Conflicts, LoggedConflict, Resolved
+from services.sessions.sync_domain import Answer, Page, Pushed, Sync, decode_cursor, encode_cursor
+
+if TYPE_CHECKING:
+    from services.sessions.live import Live
+    from services.sessions.meta_domain import AppVersions
+
+# The version of the contract of the stream; a phone that was built for another one is told to update.
+SCHEMA_VERSION: Final = 1
+PAGE_SIZE: Final = 500
+MAX_UNACKNOWLEDGED: Final = 4
+MAX_ANSWERS: Final = 4
+MAX_STRIKES: Final = 3
+MAX_REQUEST_ID_CHARS: Final = 64
+MAX_WORD_CHARS: Final = 64
+# What one stream may say besides pushes, which are counted over all doors: enough for an ack a page and then some.
+BUDGET: Final = 1000
+BUDGET_SECONDS: Final = 10.0
+PUSH_METHOD: Final = "/satchel.sessions.v1.SyncService/PushChanges"
+
+_DEVICE_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,255}")
+
+
+class Cause(StrEnum):
+    """Why a stream ends though nothing failed."""
+
+    DRAINING = "DRAINING"
+    IDLE = "IDLE"
+    LIFETIME = "LIFETIME"
+    TOO_SLOW = "TOO_SLOW"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamLimits:
+    """What streams are allowed."""
+
+    per_user: int
+    """In one process."""
+    idle: float
+    """Seconds that a phone may say nothing, or owe an ack."""
+    lifetime: float
+    """Seconds; up to a tenth is taken off by chance, so that not all come back at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hello:
+    """Who comes, and from where on it wants the feed."""
+
+    device_id: str
+    app_version: str
+    platform: str
+    os_version: str
+    network_type: str
+    schema_version: int
+    client_time: datetime | None
+    cursor: str | None
+    """None: only what changes from now on; empty: all."""
+    domains: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Push:
+    """Changes, each as the phone sent it."""
+
+    changes: Sequence[Pushed | Failure]
+    key: IdempotencyKey | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ack:
+    """The phone has applied every page up to this cursor."""
+
+    cursor: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heartbeat:
+    """A sign of life, with the phone's clock."""
+
+    client_time: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolve:
+    """The phone's decision of a conflict."""
+
+    conflict_id: str
+    resolution: str
+    client_data: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Welcome:
+    """What a phone is told first."""
+
+    server_time: datetime
+    clock_offset: timedelta
+    """What the phone adds to its clock to have ours."""
+    cursor: str
+    domains: Mapping[str, int]
+    """The version of each domain's schema."""
+    limits: StreamLimits
+    update_available: bool
+    store_url: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipts:
+    """What became of a push."""
+
+    answer: Answer
+    next_cursor: str
+    """Empty when the phone has to wait for the feed to know its cursor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beat:
+    """The answer to a heartbeat."""
+
+    server_time: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goodbye:
+    """The last message."""
+
+    cause: Cause
+    reconnect_after: timedelta
+
+
+Message: TypeAlias = Hello | Push | Ack | Heartbeat | Resolve
+Event: TypeAlias = Welcome | Receipts | Page | Beat | LoggedConflict | Resolved | Failure | Goodbye
+
+
+class Streams:
+    """What every stream needs, and the way to begin one."""
+
+    def __init__(
+        self,
+        live: Live,
+        sync: Sync,
+        conflicts: Conflicts,
+        versions: AppVersions,
+        *,
+        now: Callable[[], datetime],
+        failure_of: Callable[[Exception], Failure],
+    ) -> None:
+        """`failure_of` gives the refusal that an error of the database amounts to."""
+        self.live: Final = live
+        self.sync: Final = sync
+        self.conflicts: Final = conflicts
+        self.versions: Final = versions
+        self.now: Final = now
+        self.failure_of: Final = failure_of
+
+    async def talk(
+        self, caller: Principal, watch: Watch, said: AsyncIterator[tuple[str, Message | Failure]]
+    ) -> AsyncGenerator[tuple[str, Event]]:
+        """What the phone is to be told, each with the request id of what it answers, until either side ends it.
+
+        Raises Failure when the stream must end for something that the phone did, or that was done to its sign-in.
+        """
+        stream = Stream(self, caller, watch)
+        with self.live.joined(stream):
+            async with aclosing(stream.talk(said)) as told:
+                async for event in told:
+                    yield event
+
+
+class Stream:
+    """One stream: a reader takes what the phone says, message by message, and the caller of `talk` writes."""
+
+    def __init__(self, streams: Streams, caller: Principal, watch: Watch) -> None:
+        self.caller: Final = caller
+        self.watch: Final = watch
+        self.heard_at = self.opened_at = time.monotonic()
+        self.full_since = 0.0
+        """Since when no further page may be sent for want of an ack; 0: one may."""
+        self.position = 0
+        """Up to here the feed was sent."""
+        self._streams = streams
+        self._answers: deque[tuple[str, Event]] = deque()
+        self._news: dict[UUID, None] = {}
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._end: Failure | Goodbye | None = None
+        self._welcomed = False
+        self._domains: Sequence[str] = ()
+        self._offset = timedelta(0)
+        self._unacknowledged: deque[int] = deque()
+        self._behind = False
+        self._strikes = 0
+        self._budget, self._budget_at = BUDGET, self.opened_at
+
+    async def talk(self, said: AsyncIterator[tuple[str, Message | Failure]]) -> AsyncGenerator[tuple[str, Event]]:
+        """As Streams.talk, for this stream."""
+        reader = asyncio.create_task(self._read(said), name="stream reader")
+        reader.add_done_callback(lambda _: self._wake.set())
+        try:
+            while self._end is None:
+                self._wake.clear()
+                if self._answers:
+                    answer = self._answers.popleft()
+                    self._room.set()
+                    yield answer
+                elif (event := await self._unasked()) is not None:
+                    yield "", event
+                elif reader.done():
+                    reader.result()
+                    return
+                elif not self._answers:
+                    await self._wake.wait()
+            while self._answers:
+                yield self._answers.popleft()
+            if isinstance(self._end, Failure):
+                raise self._end
+            yield "", self._end
+        finally:
+            reader.cancel()
+            with suppress(asyncio.CancelledError, Failure):
+                await reader
+
+    def look(self) -> None:
+        """Something has happened in the feed."""
+        self._behind = True
+        self._wake.set()
+
+    def tell(self, conflict_ids: Sequence[UUID]) -> None:
+        """The user wants to know of these conflicts."""
+        self._news.update(dict.fromkeys(conflict_ids))
+        self._wake.set()
+
+    def end(self, why: Failure | Goodbye) -> None:
+        """Nothing more is said but `why`."""
+        self._end = self._end or why
+        self._wake.set()
+        self._room.set()
+
+    async def _read(self, said: AsyncIterator[tuple[str, Message | Failure]]) -> None:
+        async for request_id, message in said:
+            self.heard_at = time.monotonic()
+            while len(self._answers) >= MAX_ANSWERS and self._end is None:
+                self._room.clear()
+                await self._room.wait()
+            try:
+                event = await self._take(request_id, message)
+            except Exception as error:
+                event = self._streams.failure_of(error)
+                self._strike(event)
+            if event is not None:
+                self._answers.append((request_id[:MAX_REQUEST_ID_CHARS], event))
+                self._wake.set()
+
+    async def _take(self, request_id: str, message: Message | Failure) -> Event | None:
+        self._spend()
+        if isinstance(message, Failure):
+            raise message
+        if len(request_id) > MAX_REQUEST_ID_CHARS:
+            raise invalid("request_id", f"is longer than {MAX_REQUEST_ID_CHARS} characters", "TOO_LONG")
+        if isinstance(message, Hello):
+            return await self._welcome(message)
+        if not self._welcomed:
+            raise missing("hello")
+        match message:
+            case Push():
+                return await self._push(message)
+            case Ack():
+                self._acknowledge(message)
+                return None
+            case Heartbeat():
+                now = self._streams.now()
+                if message.client_time is not None:
+                    self._offset = now - message.client_time
+                return Beat(server_time=now)
+            case Resolve():
+                return await self._streams.conflicts.resolve(
+                    self.caller, message.conflict_id, message.resolution, message.client_data
+                )
+
+    async def _welcome(self, hello: Hello) -> Welcome:
+        if self._welcomed:
+            raise invalid("hello", "was said already")
+        if not hello.device_id:
+            raise missing("device_id")
+        if not _DEVICE_ID.fullmatch(hello.device_id):
+            raise invalid("device_id", "must be 1 to 255 letters, digits, hyphens and underscores", "INVALID_FORMAT")
+        for field in ("app_version", "platform", "os_version", "network_type"):
+            if len(getattr(hello, field)) > MAX_WORD_CHARS:
+                raise invalid(field, f"is longer than {MAX_WORD_CHARS} characters", "TOO_LONG")
+        gate = await self._streams.versions.gate(hello.platform, hello.app_version)
+        if not gate.supported or hello.schema_version not in (0, SCHEMA_VERSION):
+            refusal = Failure(Reason.VERSION_MISMATCH)
+            self.end(refusal)
+            raise refusal
+        self._domains = self._streams.sync.domains_of(hello.domains)
+        self.position = await self._streams.sync.stand(self.caller, hello.cursor, self._domains)
+        now = self._streams.now()
+        if hello.client_time is not None:
+            self._offset = now - hello.client_time
+        self._welcomed = True
+        self.tell(await self._streams.conflicts.open(self.caller))
+        self.look()
+        return Welcome(
+            server_time=now,
+            clock_offset=self._offset,
+            cursor=encode_cursor(self.position, self.caller.user_id, self._domains),
+            domains=self._streams.sync.versions(),
+            limits=self._streams.live.limits,
+            update_available=gate.update_available,
+            store_url=gate.store_url,
+        )
+
+    async def _push(self, push: Push) -> Receipts:
+        await self.watch.count(PUSH_METHOD)
+        answer = await self._streams.sync.push(self.caller, push.changes, push.key, clock_offset=self._offset)
+        for receipt in answer.receipts:
+            if receipt.notice is not None:
+                self._news.pop(receipt.notice.conflict_id, None)  # this phone has it in its receipts
+        if answer.position_before != self.position or not answer.as_sent:
+            return Receipts(answer=answer, next_cursor="")
+        # Nothing but this push happened behind what was sent, and the phone has what it pushed.
+        self.position = answer.position_after
+        cursor = encode_cursor(self.position, self.caller.user_id, self._domains)
+        return Receipts(answer=answer, next_cursor=cursor)
+
+    def _acknowledge(self, ack: Ack) -> None:
+        position = decode_cursor(ack.cursor, self.caller.user_id, self._domains)
+        if position > self.position:
+            raise invalid("cursor", "was not sent on this stream")
+        while self._unacknowledged and self._unacknowledged[0] <= position:
+            self._unacknowledged.popleft()
+            self.full_since = 0.0
+        self._wake.set()
+
+    async def _unasked(self) -> Event | None:
+        if self._news and self._welcomed:
+            conflict_id = next(iter(self._news))
+            del self._news[conflict_id]
+            with suppress(Exception):  # a hint that is lost is found again by the next hello
+                return await self._streams.conflicts.find(self.caller, conflict_id)
+        if not self._behind or not self._welcomed or self.full_since:
+            return None
+        self._behind = False
+        try:
+            page = await self._streams.sync.page(self.caller, self.position, self._domains, PAGE_SIZE)
+        except Exception as error:
+            failure = self._streams.failure_of(error)
+            if failure.reason is Reason.RESYNC_REQUIRED:
+                raise failure from None
+            return None  # the next look at all feeds finds it behind again
+        # What this phone pushed while the page was read is not news to it.
+        entries = [entry for entry in page.entries if entry.position > self.position]
+        self._behind = self._behind or page.has_more
+        self.position = max(self.position, page.position)
+        if not entries:
+            return None
+        self._unacknowledged.append(page.position)
+        if len(self._unacknowledged) >= MAX_UNACKNOWLEDGED:
+            self.full_since = time.monotonic()
+        return Page(entries=entries, position=page.position, next_cursor=page.next_cursor, has_more=page.has_more)
+
+    def _spend(self) -> None:
+        """Raises Failure(RATE_LIMITED) when the stream says more than anybody needs to."""
+        if self.heard_at - self._budget_at > BUDGET_SECONDS:
+            self._budget, self._budget_at = BUDGET, self.heard_at
+        self._budget -= 1
+        if self._budget < 0:
+            self._budget, self._budget_at = BUDGET, self.heard_at
+            raise Failure(Reason.RATE_LIMITED, retry_after=BUDGET_SECONDS)
+
+    def _strike(self, failure: Failure) -> None:
+        if failure.reason is Reason.RATE_LIMITED:
+            self._strikes += 1
+            if self._strikes >= MAX_STRIKES:
+                self.end(failure)
