@@ -26,7 +26,7 @@ async def main() -> None:
                 try:
                     counts = await Run(started, seed)(min(CHAPTER, asked.steps - chapter * CHAPTER))
                 except BaseException:
-                    print(f"seed {seed} failed", flush=True)
+                    print(f"seed {seed} failed; errors in the replicas' logs:\n{started.complaints()}", flush=True)
                     raise
                 print(f"seed {seed}, {time.monotonic() - begin:.1f} s: {told(counts)}", flush=True)
 

@@ -1,20 +1,21 @@
 """Owns a virtual phone: its copy of the records, its unsent and unacknowledged changes, its clock and its cursor.
 
 It behaves as an app developer is told to: what was changed offline is kept until it is acknowledged, a batch keeps its
-idempotency key however often it is sent, a conflict is settled by taking the server's side, and the feed is applied page
-by page.
+idempotency key however often it is sent, a conflict is settled by taking the server's side, and the feed is applied
+page by page.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 from zlib import crc32
 
 from tests.convergence.doors import Door, Lost, Misused, Page, TooLate
-from tests.convergence.ledger import Case, Entry, Ledger, Push, now
+from tests.convergence.ledger import Case, Entry, Ledger, Push, Reading, now
 from tests.convergence.line import Line
 from tests.convergence.model import Change, Data, Key, Receipt
 
@@ -27,6 +28,8 @@ class Clock:
     """How far it is ahead, in microseconds."""
     grain: int
     """What it counts in, in microseconds."""
+    is_told: bool
+    """Whether the phone lets the server know what it shows."""
 
     def read(self) -> int:
         return (now() + self.skew) // self.grain * self.grain
@@ -103,7 +106,7 @@ class Device:
         other = [replace(push.changes[0], data={"title": f"not {push.name}"}), *push.changes[1:]]
         self._on_call()
         try:
-            await self.door.push(push.name, other)
+            await self.door.push(push.name, other, None)
         except Misused:
             self._ledger.counts["keys misused"] += 1
         except Lost:
@@ -111,10 +114,10 @@ class Device:
         else:
             raise AssertionError(f"{push.name} was taken for other content")
 
-    async def pull(self, limit: int, *, pages: int | None = None) -> None:
-        """Applies the feed from where it stands, to its end or for so many pages."""
+    async def pull(self, limit: int, *, pages: int | None = None) -> bool:
+        """Applies the feed from where it stands, to its end or for so many pages; whether it is at the end."""
         if self.is_offline:
-            return
+            return False
         acknowledged = dict(self._ledger.acknowledged)
         while pages is None or pages > 0:
             self._on_call()
@@ -122,13 +125,21 @@ class Device:
                 page = await self.door.pull(self._cursor, limit)
             except Lost:
                 self._ledger.counts["calls lost"] += 1
-                return
+                return False
             assert len(page.entries) <= limit
             self._take(page)
             if not page.more:
                 self._check_nothing_is_missing(acknowledged)
-                return
+                return True
             pages = None if pages is None else pages - 1
+        return False
+
+    async def catch_up(self, patience: float) -> None:
+        """Pulls to the end."""
+        deadline = time.monotonic() + patience
+        while not await self.pull(1000):
+            assert time.monotonic() < deadline, f"{self.name} cannot pull"
+            await asyncio.sleep(0.02)
 
     async def decide(self, which: float) -> None:
         """Decides one of the user's open conflicts; another phone may be doing the same."""
@@ -159,7 +170,7 @@ class Device:
         self.is_offline = True
         self.line.hang_up()
 
-    def begin_anew(self) -> None:
+    async def begin_anew(self) -> None:
         """Forgets everything that the server has, as an app does that was installed again."""
         if self.drafts or self.outbox:
             return
@@ -189,7 +200,7 @@ class Device:
         push.sent = push.sent or now()
         self._on_call()
         try:
-            receipts = await self.door.push(push.name, push.changes)
+            receipts = await self._hand_over(push)
         except Lost:
             self._ledger.counts["calls lost"] += 1
             return
@@ -201,6 +212,12 @@ class Device:
             self.settled.append(push)
             for change, receipt in zip(push.changes, receipts, strict=True):
                 self._settle(push, change, receipt)
+
+    async def _hand_over(self, push: Push) -> list[Receipt]:
+        shown = self._clock.read() if self._clock.is_told else None
+        if shown is not None:
+            push.readings.append(Reading(shown, now(), 0))
+        return await self.door.push(push.name, push.changes, shown)
 
     def _settle(self, push: Push, change: Change, receipt: Receipt) -> None:
         key, notice = change.key, receipt.notice

@@ -1,4 +1,4 @@
-"""Owns how a device talks to the server: JSON over REST, or gRPC; each turns answers into the model's words."""
+"""Owns how a device asks the server, call by call: in JSON, or over gRPC. Answers come in the model's words."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Page(NamedTuple):
 class Door(Protocol):
     """What a device can ask. Every method raises Lost."""
 
-    async def push(self, name: str, changes: Sequence[Change]) -> list[Receipt]:
-        """Hands changes over under the idempotency key `name`. Raises Misused."""
+    async def push(self, name: str, changes: Sequence[Change], shown: int | None) -> list[Receipt]:
+        """Hands changes over under the idempotency key `name`; the phone's clock shows `shown`. Raises Misused."""
 
     async def pull(self, cursor: str, limit: int) -> Page:
         """The next page behind `cursor`."""
@@ -65,9 +65,10 @@ class RestDoor:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
 
-    async def push(self, name: str, changes: Sequence[Change]) -> list[Receipt]:
+    async def push(self, name: str, changes: Sequence[Change], shown: int | None) -> list[Receipt]:
         document = {"changes": [_change_to_json(one) for one in changes]}
-        answer = await self._call("POST", "/api/v1/sync/push", json=document, headers={"idempotency-key": name})
+        headers = {"idempotency-key": name, **({} if shown is None else {"x-client-time": _iso(shown)})}
+        answer = await self._call("POST", "/api/v1/sync/push", json=document, headers=headers)
         if answer.status_code == 409:
             raise Misused
         return [_receipt_from_json(one) for one in _body(answer)["receipts"]]
@@ -112,10 +113,11 @@ class GrpcDoor:
         self._stub = pb_grpc.SyncServiceStub(channel)
         self._metadata = (("authorization", f"Bearer {token}"),)
 
-    async def push(self, name: str, changes: Sequence[Change]) -> list[Receipt]:
+    async def push(self, name: str, changes: Sequence[Change], shown: int | None) -> list[Receipt]:
+        said = () if shown is None else (("x-client-time", _iso(shown)),)
         request = pb.PushChangesRequest(changes=[change_to_pb(one) for one in changes], idempotency_key=name)
         try:
-            answer = await self._call(self._stub.PushChanges, request)
+            answer = await self._call(self._stub.PushChanges, request, said)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.ABORTED:
                 raise Misused from error
@@ -149,11 +151,12 @@ class GrpcDoor:
                 assert answer.total == len(conflicts)
                 return [_logged(_plain(one)) for one in conflicts]
 
-    async def _call(self, method: Any, request: Any) -> Any:
+    async def _call(self, method: Any, request: Any, said: tuple[tuple[str, str], ...] = ()) -> Any:
         try:
-            return await method(request, metadata=self._metadata, timeout=DEADLINE)
+            return await method(request, metadata=(*self._metadata, *said), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            # A replica that stops cancels what it has not begun.
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
                 raise Lost from error
             raise
 
@@ -166,11 +169,17 @@ async def rest_door(port: int, token: str) -> AsyncIterator[RestDoor]:
 
 
 @asynccontextmanager
-async def grpc_door(port: int, token: str) -> AsyncIterator[GrpcDoor]:
+async def grpc_channel(port: int) -> AsyncIterator[grpc.aio.Channel]:
     # A phone that lost its line comes back soon, and its connection is its own.
     reconnect = {"grpc.initial_reconnect_backoff_ms": 50, "grpc.min_reconnect_backoff_ms": 50}
     options = {**reconnect, "grpc.max_reconnect_backoff_ms": 200, "grpc.use_local_subchannel_pool": 1}
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=list(options.items())) as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def grpc_door(port: int, token: str) -> AsyncIterator[GrpcDoor]:
+    async with grpc_channel(port) as channel:
         yield GrpcDoor(channel, token)
 
 

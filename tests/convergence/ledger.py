@@ -15,15 +15,26 @@ from typing import Any, NamedTuple
 
 from tests.convergence.model import Change, Data, Key, Met, Model, Receipt, Span
 
-# The server's clock is this machine's, read by another process at another moment.
-SLACK = 50_000  # microseconds
+# The server reads the same clock; what is left is rounding.
+SLACK = 1000  # microseconds
 
-_START = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+_last = 0
 
 
 def now() -> int:
-    """Microseconds since 1970, by a clock that never goes back."""
-    return _START + time.monotonic_ns() // 1000
+    """Microseconds since 1970; later with each call, whatever happens to the machine's clock."""
+    global _last
+    _last = max(_last + 1, time.time_ns() // 1000)
+    return _last
+
+
+class Reading(NamedTuple):
+    """A phone told the server what its clock shows, so that the server may correct what the phone says of times."""
+
+    shown: int
+    sent: int
+    heard: int
+    """When the server had surely read it; 0: when it had answered the push."""
 
 
 class Entry(NamedTuple):
@@ -59,8 +70,8 @@ class Push:
     """When it was sent first; 0: not yet."""
     answered: int = 0
     """When it was answered first; 0: not yet."""
-    offset: Span = Span(0, 0)
-    """What the server adds to the phone's clock."""
+    readings: list[Reading] = field(default_factory=list)
+    """What was told of the phone's clock, each time that it was sent; empty: nothing."""
     answers: list[list[Receipt]] = field(default_factory=list)
 
     @property
@@ -70,10 +81,9 @@ class Push:
     def times(self) -> list[Span]:
         """When each change was made, as the server must see it: never later than it learnt of the change."""
         first, last = self.sent - SLACK, self.answered + SLACK
-        return [
-            Span(min(one.time + self.offset.earliest, first), min(one.time + self.offset.latest, last))
-            for one in self.changes
-        ]
+        behind = min((one.sent - one.shown - SLACK for one in self.readings), default=0)
+        ahead = max(((one.heard or self.answered) - one.shown + SLACK for one in self.readings), default=0)
+        return [Span(min(one.time + behind, first), min(one.time + ahead, last)) for one in self.changes]
 
     def __repr__(self) -> str:
         return f"<push {self.name}>"
@@ -117,6 +127,8 @@ class Ledger:
     cases: dict[str, Case] = field(default_factory=dict)
     pulled: list[list[Entry]] = field(default_factory=list)
     """For each device, and each time that one began anew: what its pulls delivered, in their order."""
+    heard: set[str] = field(default_factory=set)
+    """Conflicts that a stream told of unasked."""
     acknowledged: Counter[Key] = field(default_factory=Counter)
     """The highest version of each record that a device was told of."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -257,10 +269,8 @@ def one_order_explains_all(
 
     # A chain through all moments of sending and answering stands for real time.
     moments = [(action.sent, 0, action) for action in actions] + [(action.answered, 1, action) for action in actions]
-    mark = 0
-    for _, is_answer, action in sorted(moments, key=lambda one: one[:2]):
-        sorter.add(mark + 1, mark)
-        mark += 1
+    for mark, (_, is_answer, action) in enumerate(sorted(moments, key=lambda one: one[:2]), 1):
+        sorter.add(mark, mark - 1)
         if is_answer:
             sorter.add(mark, action)
         else:
@@ -269,8 +279,10 @@ def one_order_explains_all(
         return [one for one in sorter.static_order() if isinstance(one, Push | Case)]
     except CycleError as error:
         cycle = [one for one in error.args[1] if isinstance(one, Push | Case)]
-        told = [f"{first} {reasons.get((first, second), 'was answered before it was sent')}, {second}"
-                for first, second in pairwise(cycle)]
+        told = [
+            f"{first} {reasons.get((first, second), 'was answered before it was sent')}, {second}"
+            for first, second in pairwise(cycle)
+        ]
         raise AssertionError("no order explains what was told:\n" + "\n".join(told)) from None
 
 
@@ -305,7 +317,7 @@ def the_model_agrees(
         expected, conflicts = model.push(action.changes, action.times(), action.receipts)
         for change, told, one, conflict in zip(action.changes, action.receipts, expected, conflicts, strict=True):
             if change.refusal:  # of a change that nobody could read, the version is nobody's base
-                told, one = replace(told, version=0), replace(one, version=0)  # noqa: PLW2901
+                told, one = replace(told, version=0), replace(one, version=0)
             assert told == one, f"{action}: the server said {told}, the model {one}"
             if conflict is not None and told.notice is not None:
                 assert told.notice.conflict_id not in met, f"{action}: one conflict for two changes"
@@ -333,5 +345,6 @@ def the_model_agrees(
     assert len(told_of) == len(model.conflicts), "every conflict was told to the phone that ran into it"
     for id, one in told_of.items():
         assert shown.get(id) == one, f"the log shows {shown.get(id)}, not {one}"
+    assert ledger.heard <= shown.keys(), "a phone was told of a conflict that is not in the log"
     assert len(shown) == len(told_of), "the log holds conflicts that nobody was told of"
     return model

@@ -8,25 +8,32 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 from tests.convergence.device import Clock, Device
 from tests.convergence.doors import grpc_door, rest_door
 from tests.convergence.ledger import Ledger, verify
 from tests.convergence.line import Line
 from tests.convergence.schedule import DEVICES, POLICIES, USERS, Fault, Step, rounds
+from tests.convergence.stream import streaming
 from tests.convergence.world import World
 from tests.factories import Phone
 
 PATIENCE = 60.0  # seconds
 MINUTE = 60_000_000  # microseconds
 
+# How a phone talks: so that every kind meets every other in one user's hands.
+KINDS = ("REST by the edge", "stream", "gRPC", "stream by the edge", "gRPC by the edge")
+
 # Late, right, ahead; in whole seconds or finer. Two that count alike may well name the same moment.
 CLOCKS = (
-    Clock(skew=-61 * MINUTE, grain=1_000_000),
-    Clock(skew=0, grain=1),
-    Clock(skew=-61 * MINUTE, grain=1_000_000),
-    Clock(skew=7 * MINUTE, grain=1000),
-    Clock(skew=-1_500_000, grain=1),
+    Clock(skew=-61 * MINUTE, grain=1_000_000, is_told=False),
+    Clock(skew=0, grain=1, is_told=False),
+    Clock(skew=-61 * MINUTE, grain=1_000_000, is_told=False),
+    Clock(skew=7 * MINUTE, grain=1000, is_told=False),
+    Clock(skew=-1_500_000, grain=1, is_told=False),
+    Clock(skew=43 * MINUTE, grain=1, is_told=True),
+    Clock(skew=-17 * MINUTE, grain=1000, is_told=True),
 )
 
 
@@ -71,22 +78,24 @@ class Run:
             ledger = Ledger(user=f"user {user}", policies=POLICIES)
             self._ledgers.append((phone, ledger))
             for number in range(DEVICES):
-                doors = [
-                    (rest_door, world.edge.port),
-                    (grpc_door, world.sessions_port),
-                    (grpc_door, world.edge.port),
-                    (grpc_door, world.sessions_port),
-                ]
-                kind, port = doors[number % len(doors)]
-                line = await stack.enter_async_context(Line("127.0.0.1", port))
-                self._devices[user, number] = Device(
-                    f"{user}.{number}",
-                    door=await stack.enter_async_context(kind(line.port, phone.access_token)),
-                    line=line,
-                    clock=luck.choice(CLOCKS),
-                    ledger=ledger,
-                    on_call=self._count_call,
+                kind = KINDS[(user * DEVICES + number) % len(KINDS)]
+                through_edge = kind.endswith("edge")
+                line = await stack.enter_async_context(
+                    Line("127.0.0.1", world.edge.port if through_edge else world.sessions_port)
                 )
+                rest: dict[str, Any] = {
+                    "line": line,
+                    "clock": luck.choice(CLOCKS),
+                    "ledger": ledger,
+                    "on_call": self._count_call,
+                }
+                name, place = f"{user}-{number}", {"port": line.port, "token": phone.access_token}
+                if kind.startswith("stream"):
+                    device: Device = await stack.enter_async_context(streaming(name, **place, **rest))
+                else:
+                    door = (rest_door if kind.startswith("REST") else grpc_door)(**place)
+                    device = Device(name, door=await stack.enter_async_context(door), **rest)
+                self._devices[user, number] = device
 
     def _count_call(self) -> None:
         self._calls += 1
@@ -99,7 +108,7 @@ class Run:
             waiting = asyncio.ensure_future(self._called.wait())
             await asyncio.wait({waiting, phones}, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
-        if fault.kind == "the network goes":
+        if fault.kind == "every connection breaks":
             for device in self._devices.values():
                 device.line.hang_up()
             return
@@ -121,6 +130,7 @@ class Run:
             while device.drafts or device.outbox:
                 assert time.monotonic() < deadline, f"{device.name} cannot hand over {device.outbox}"
                 await device.push()
+                await asyncio.sleep(0.02)
 
         await asyncio.gather(*(hand_over(device) for device in devices))
         for number, (_, ledger) in enumerate(self._ledgers):
@@ -128,7 +138,8 @@ class Run:
                 while case.lost and not case.is_decided:
                     assert time.monotonic() < deadline, f"{case} cannot be decided"
                     await self._devices[number, 0].attempt(case)
-        await asyncio.gather(*(device.pull(1000) for device in devices))
+                    await asyncio.sleep(0.02)
+        await asyncio.gather(*(device.catch_up(PATIENCE) for device in devices))
 
     async def _judge(self, counts: Counter[str]) -> None:
         for number, (phone, ledger) in enumerate(self._ledgers):
@@ -152,8 +163,10 @@ class Run:
             counts.update({"pushes": len(ledger.pushes), "changes": sum(len(push.changes) for push in ledger.pushes)})
             counts.update({"entries pulled": sum(map(len, ledger.pulled)), "records": len(page.entries)})
             counts.update({"versions": versions, "too close to call": model.photos})
-            counts.update({"decisions": sum(case.is_decided for case in ledger.cases.values())})
-            counts.update({"decisions without an answer": sum(not case.decided and case.is_decided for case in ledger.cases.values())})
+            decided = [case for case in ledger.cases.values() if case.is_decided]
+            counts.update({"decisions": len(decided)})
+            counts.update({"decisions without an answer": sum(not case.decided for case in decided)})
+            counts.update({"conflicts told unasked": len(ledger.heard)})
 
 
 async def _do(device: Device, step: Step) -> None:
@@ -179,7 +192,7 @@ async def _do(device: Device, step: Step) -> None:
         case "online":
             device.is_offline = False
         case "anew":
-            device.begin_anew()
+            await device.begin_anew()
 
 
 def told(counts: Mapping[str, int]) -> str:

@@ -34,7 +34,14 @@ VERBS = {
     "offline": 20,
     "anew": 4,
 }
-FAULTS = ("kill a replica", "kill the other replica", "Redis goes", "the database crashes", "the network goes")
+FAULTS = (
+    "a replica is killed",
+    "the other replica is killed",
+    "Redis is gone for a while",
+    "the database crashes",
+    "a replica is told to stop",
+    "every connection breaks",
+)
 FAULT_EVERY = 3  # rounds
 
 

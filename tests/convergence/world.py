@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import uuid4
 
 import psycopg
 from psycopg.rows import dict_row
@@ -40,14 +37,24 @@ class World:
         """A phone whose user has just signed up."""
         return await self.edge.phone()
 
+    def complaints(self) -> str:
+        """The errors that the replicas have logged."""
+        lines = [line for child in self.replicas for line in child.part.log.read_text().splitlines()]
+        return "\n".join(line for line in lines if '"level":"error"' in line.replace(" ", ""))
+
     async def fail(self, kind: str) -> None:
         """Breaks something, and returns when it is mended or mends itself."""
         match kind:
-            case "kill a replica":
-                await _crash(self.replicas[0])
-            case "kill the other replica":
-                await _crash(self.replicas[1])
-            case "Redis goes" if self.redis is not None:
+            case "a replica is killed" | "the other replica is killed":
+                first, second = self.replicas if kind.startswith("a") else reversed(self.replicas)
+                await _until_serving(second)
+                await _crash(first)
+            case "a replica is told to stop":
+                first, second = self.replicas
+                await _until_serving(second)
+                await first.stop()
+                await first.start()
+            case "Redis is gone for a while" if self.redis is not None:
                 await _crash(self.redis)
                 await self.redis.until_ready()
             case "the database crashes":
@@ -94,7 +101,9 @@ async def world(directory: Path) -> AsyncIterator[World]:
 async def _set_policies(edge: Edge) -> None:
     """Has the administrator decide how each domain is to be; the first call waits until everything answers."""
     async with asyncio.timeout(PATIENCE):
-        while (await edge.http.post("/v1/auth/signin", json={"email": "x@example.com", "password": "x"})).is_server_error:
+        while (
+            await edge.http.post("/v1/auth/signin", json={"email": "x@example.com", "password": "x"})
+        ).is_server_error:
             await asyncio.sleep(0.05)
         administrator = await edge.phone(email=ADMIN)
         for domain, policy in POLICIES.items():
@@ -102,6 +111,12 @@ async def _set_policies(edge: Edge) -> None:
             while (answer := await administrator.call("PUT", path, json=wish)).status_code == 503:
                 await asyncio.sleep(0.05)
             assert answer.status_code == 200, answer.text
+
+
+async def _until_serving(child: Child) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not any('"serving"' in line for line in child.last_lines(1000)):
+            await asyncio.sleep(0.02)
 
 
 async def _crash(child: Child) -> None:
