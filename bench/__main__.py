@@ -14,13 +14,13 @@ from pathlib import Path
 
 import uvloop
 
-from bench import calls, report, uploads
+from bench import calls, report, sync, uploads
 from bench.machine import machine
 from bench.memory import Usage, usage
 from bench.rounds import Pair, compare
 from bench.stack import stack
 
-GROUPS = ("calls", "batches", "memory", "start")
+GROUPS = ("calls", "batches", "sync", "memory", "start")
 STARTS = 3
 SETTLED = 2.0  # seconds after the start, or the load, until memory is looked at
 
@@ -72,6 +72,7 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
             makers: dict[str, Callable[[AsyncExitStack], Awaitable[list[Pair]]]] = {
                 "calls": lambda exit: calls.pairs(running, directory, exit),
                 "batches": lambda exit: uploads.pairs(running, directory, exit, workers=workers),
+                "sync": lambda exit: sync.pairs(running, exit),
             }
             for group, make in makers.items():
                 if group in groups:

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import orjson
 from google.protobuf.json_format import ParseDict
-from satchel.sessions.v1 import device_sessions_pb2
+from satchel.sessions.v1 import device_sessions_pb2, sync_pb2
 
 SIZE = 100  # sessions in a batch
 _MOST_PER_SECOND = 400  # batches; nothing here stores more
@@ -68,6 +68,23 @@ def message_template() -> Template:
     """The same batch as a BatchUploadRequest."""
     batch = sessions()
     message = ParseDict({"sessions": batch}, device_sessions_pb2.BatchUploadRequest())
+    return Template.of(message.SerializeToString(), _ids(batch))
+
+
+def push_template() -> Template:
+    """The same batch as a push on the Sync stream."""
+    batch = sessions()
+    changes = [
+        sync_pb2.Change(
+            domain=session["device_type"],
+            id=session["client_session_id"],
+            operation="UPSERT",
+            base_version=0,
+            data=orjson.dumps({name: value for name, value in session.items() if name != "client_session_id"}).decode(),
+        )
+        for session in batch
+    ]
+    message = sync_pb2.SyncRequest(push=sync_pb2.PushChangesRequest(changes=changes))
     return Template.of(message.SerializeToString(), _ids(batch))
 
 

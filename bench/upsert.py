@@ -57,6 +57,7 @@ class Upsert:
             [False] * batches.SIZE,
             self._raws,
             self._times,
+            self._times,
         ]
 
 

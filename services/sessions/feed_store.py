@@ -78,7 +78,7 @@ class FeedStore:
             else:
                 await cursor.execute(AFTER, [user_id, position, limit + 1, PAGE_BYTES], prepare=True)
             rows = await cursor.fetchall()
-        entries = [Entry(*row[:-1]) for row in rows[:limit]]
+        entries = [Entry._make(row[:-1]) for row in rows[:limit]]
         if len(rows) > limit or (rows and rows[-1][-1] >= PAGE_BYTES):
             return Stretch(entries, entries[-1].position, True, horizon)
         # All there is has been read, so nothing that is not here can stand before what was last then.

@@ -103,13 +103,15 @@ def _welcome(event: streams.Welcome) -> pb.Welcome:
 
 
 def _receipts(event: streams.Receipts) -> pb.Receipts:
-    said = convert.push_response(event.answer)
-    return pb.Receipts(receipts=said.receipts, server_time=said.server_time, next_cursor=event.next_cursor)
+    message = pb.Receipts(server_time=to_timestamp(event.answer.server_time), next_cursor=event.next_cursor)
+    convert.add_receipts(message.receipts, event.answer)
+    return message
 
 
 def _changes(event: Page) -> pb.Changes:
-    page = convert.pull_response(event)
-    return pb.Changes(changes=page.changes, next_cursor=page.next_cursor, has_more=page.has_more)
+    message = pb.Changes(next_cursor=event.next_cursor, has_more=event.has_more)
+    convert.add_entries(message.changes, event)
+    return message
 
 
 def _refusal(event: Failure) -> pb.Refusal:

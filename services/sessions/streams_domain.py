@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,8 +16,9 @@ from uuid import UUID
 
 from runtime.call import IdempotencyKey, Principal, Watch
 from runtime.errors import Failure, Reason, invalid, missing
+from runtime.telemetry import logger
 from services.sessions.conflicts_domain import Conflicts, LoggedConflict, Resolved
-from services.sessions.sync_domain import Answer, Page, Pushed, Sync, decode_cursor, encode_cursor
+from services.sessions.sync_domain import Answer, Page, Pushed, Reading, Sync, decode_cursor, encode_cursor
 
 if TYPE_CHECKING:
     from services.sessions.live import Live
@@ -206,6 +207,7 @@ class Stream:
         self._domains: Sequence[str] = ()
         self._offset = timedelta(0)
         self._unacknowledged: deque[int] = deque()
+        self._storing: asyncio.Task[None] | None = None
         self._behind = False
         self._strikes = 0
         self._budget, self._budget_at = BUDGET, self.opened_at
@@ -255,19 +257,32 @@ class Stream:
         self._room.set()
 
     async def _read(self, said: AsyncIterator[tuple[str, Message | Failure]]) -> None:
-        async for request_id, message in said:
-            self.heard_at = time.monotonic()
-            while len(self._answers) >= MAX_ANSWERS and self._end is None:
-                self._room.clear()
-                await self._room.wait()
-            try:
-                event = await self._take(request_id, message)
-            except Exception as error:
-                event = self._streams.failure_of(error)
-                self._strike(event)
-            if event is not None:
-                self._answers.append((request_id[:MAX_REQUEST_ID_CHARS], event))
-                self._wake.set()
+        try:
+            async for request_id, message in said:
+                self.heard_at = time.monotonic()
+                while len(self._answers) >= MAX_ANSWERS and self._end is None:
+                    self._room.clear()
+                    await self._room.wait()
+                await self._answer(request_id, self._take(request_id, message))
+            if self._storing is not None:
+                await self._storing
+        finally:
+            if self._storing is not None:
+                self._storing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._storing
+
+    async def _answer(self, request_id: str, taking: Awaitable[Event | None]) -> None:
+        try:
+            event = await taking
+        except Exception as error:
+            event = self._streams.failure_of(error)
+            if event.reason is Reason.INTERNAL:
+                logger().error("a stream's message failed", user=self.caller.user_id, exc_info=error)
+            self._strike(event)
+        if event is not None:
+            self._answers.append((request_id[:MAX_REQUEST_ID_CHARS], event))
+            self._wake.set()
 
     async def _take(self, request_id: str, message: Message | Failure) -> Event | None:
         self._spend()
@@ -281,10 +296,9 @@ class Stream:
             raise missing("hello")
         match message:
             case Push():
-                return await self._push(message)
+                return await self._push(request_id, message)
             case Ack():
-                self._acknowledge(message)
-                return None
+                return self._acknowledge(message)
             case Heartbeat():
                 now = self._streams.now()
                 if message.client_time is not None:
@@ -328,9 +342,16 @@ class Stream:
             store_url=gate.store_url,
         )
 
-    async def _push(self, push: Push) -> Receipts:
+    async def _push(self, request_id: str, push: Push) -> None:
+        """Begins to store a push; the next one is read meanwhile, and stored when this one is."""
         await self.watch.count(PUSH_METHOD)
-        answer = await self._streams.sync.push(self.caller, push.changes, push.key, clock_offset=self._offset)
+        reading = self._streams.sync.read(push.changes, self._offset)
+        if self._storing is not None:
+            await self._storing
+        self._storing = asyncio.create_task(self._answer(request_id, self._store(reading, push.key)))
+
+    async def _store(self, reading: Reading, key: IdempotencyKey | None) -> Receipts:
+        answer = await self._streams.sync.store(self.caller, reading, key)
         for receipt in answer.receipts:
             if receipt.notice is not None:
                 self._news.pop(receipt.notice.conflict_id, None)  # this phone has it in its receipts
@@ -341,7 +362,7 @@ class Stream:
         cursor = encode_cursor(self.position, self.caller.user_id, self._domains)
         return Receipts(answer=answer, next_cursor=cursor)
 
-    def _acknowledge(self, ack: Ack) -> None:
+    def _acknowledge(self, ack: Ack) -> Event | None:
         position = decode_cursor(ack.cursor, self.caller.user_id, self._domains)
         if position > self.position:
             raise invalid("cursor", "was not sent on this stream")
@@ -349,6 +370,7 @@ class Stream:
             self._unacknowledged.popleft()
             self.full_since = 0.0
         self._wake.set()
+        return None
 
     async def _unasked(self) -> Event | None:
         if self._news and self._welcomed:

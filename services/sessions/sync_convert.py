@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.timestamp_pb2 import Timestamp
 from satchel.sessions.v1 import sync_pb2 as pb
 
 from runtime.clock import format_time, text_of, to_timestamp
@@ -16,6 +18,9 @@ from services.sessions.changes_domain import Notice, Receipt
 from services.sessions.conflicts_domain import OPTIONS, DryRun, Log, LoggedConflict, Resolved
 from services.sessions.policies_domain import Policy, Winner
 from services.sessions.sync_domain import Answer, Page, Pushed
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 JSON: Final = "application/json"
 # A push of small changes may meet a thousand large records.
@@ -57,10 +62,22 @@ def change_from_pb(message: pb.Change, group: str) -> Pushed:
 
 def push_response(answer: Answer) -> pb.PushChangesResponse:
     """The answer to a push."""
-    return pb.PushChangesResponse(
-        receipts=[_receipt_to_pb(receipt, raw) for receipt, raw in _with_server_data(answer.receipts)],
-        server_time=to_timestamp(answer.server_time),
-    )
+    response = pb.PushChangesResponse(server_time=to_timestamp(answer.server_time))
+    add_receipts(response.receipts, answer)
+    return response
+
+
+def add_receipts(receipts: RepeatedCompositeFieldContainer[pb.Receipt], answer: Answer) -> None:
+    """Adds the receipts of a push to a list of a message."""
+    for receipt, server_data in _with_server_data(answer.receipts):
+        added, failure, notice = receipts.add(), receipt.failure, receipt.notice
+        (added.domain, added.id), added.status, added.version = receipt.key, receipt.status, receipt.version
+        if failure is not None:
+            values = _failure_values(failure)
+            added.reason, added.field, added.message = values["reason"], values["field"], values["message"]
+        if notice is not None:
+            shown = _notice_values(receipt, notice, server_data)
+            added.conflict.CopyFrom(pb.ConflictNotice(**shown, server_data=(server_data or b"").decode()))
 
 
 def push_document(answer: Answer) -> HttpBody:
@@ -72,21 +89,21 @@ def push_document(answer: Answer) -> HttpBody:
 
 def pull_response(page: Page) -> pb.PullChangesResponse:
     """A stretch of the feed."""
-    return pb.PullChangesResponse(
-        changes=[
-            pb.FeedEntry(
-                domain=one.domain,
-                id=one.id,
-                version=one.version,
-                deleted=one.deleted,
-                data=one.raw,
-                update_time=to_timestamp(one.update_time),
-            )
-            for one in page.entries
-        ],
-        next_cursor=page.next_cursor,
-        has_more=page.has_more,
-    )
+    response = pb.PullChangesResponse(next_cursor=page.next_cursor, has_more=page.has_more)
+    add_entries(response.changes, page)
+    return response
+
+
+def add_entries(changes: RepeatedCompositeFieldContainer[pb.FeedEntry], page: Page) -> None:
+    """Adds the page's entries to a list of a message, field by field: a third of the time of a constructor each."""
+    stamps: dict[datetime, Timestamp] = {}  # what was pushed together was stored at one time
+    for _, domain, id, version, deleted, raw, update_time in page.entries:
+        stamp = stamps.get(update_time)
+        if stamp is None:
+            stamp = stamps[update_time] = to_timestamp(update_time)
+        entry = changes.add()
+        entry.domain, entry.id, entry.version, entry.deleted, entry.data = domain, id, version, deleted, raw
+        entry.update_time.CopyFrom(stamp)
 
 
 def pull_document(page: Page) -> HttpBody:
@@ -167,22 +184,6 @@ def _with_server_data(receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, by
         raw = b"" if data is None else orjson.dumps(data)
         size += len(raw)
         yield receipt, raw if size <= MAX_SERVER_DATA_BYTES else None
-
-
-def _receipt_to_pb(receipt: Receipt, server_data: bytes | None) -> pb.Receipt:
-    failure, notice = receipt.failure, receipt.notice
-    return pb.Receipt(
-        domain=receipt.key.domain,
-        id=receipt.key.id,
-        status=receipt.status,
-        version=receipt.version,
-        **({} if failure is None else _failure_values(failure)),
-        conflict=None
-        if notice is None
-        else pb.ConflictNotice(
-            **_notice_values(receipt, notice, server_data), server_data=(server_data or b"").decode()
-        ),
-    )
 
 
 def _receipt_to_json(receipt: Receipt, server_data: bytes | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +45,17 @@ class Pushed:
     client_time: Any
     """ISO 8601 text, or None."""
     group: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A push that was checked as far as that goes without knowing what is stored."""
+
+    items: Sequence[Change | Refused]
+    sent: Set[tuple[Key, str]]
+    """The contents that would be stored just as the phone sent them."""
+    time: datetime
+    """When it was read, and the time of what is stored of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +116,22 @@ class Sync:
         clock_offset: timedelta = timedelta(0),
     ) -> Answer:
         """Decides each change and stores what is accepted; `clock_offset` is how far the phone's clock lags ours."""
+        return await self.store(caller, self.read(pushed, clock_offset), key)
+
+    def read(self, pushed: Sequence[Pushed | Failure], clock_offset: timedelta) -> Reading:
+        """What a push asks for, each change checked by itself: the part that needs no database."""
         now = self._now()
         items = [self._item(one, f"changes[{index}]", now, clock_offset) for index, one in enumerate(pushed)]
+        sent = {
+            (item.key, item.raw)
+            for item, one in zip(items, pushed, strict=True)
+            if isinstance(item, Change) and isinstance(one, Pushed) and (item.data is None or item.data == one.data)
+        }
+        return Reading(items=items, sent=sent, time=now)
+
+    async def store(self, caller: Principal, reading: Reading, key: IdempotencyKey | None) -> Answer:
+        """Decides a push that was read and stores what is accepted."""
+        items, now = reading.items, reading.time
         changes = [item for item in items if isinstance(item, Change)]
         keys = [change.key for change in changes]
         async with self._store.feed(caller, keys, rpc=_PUSH, idempotency=key, now=now) as feed:
@@ -115,18 +140,14 @@ class Sync:
             over_limit = await self._free_tier.over_limit(caller, feed, changes)
             decided = decide(feed, [_limited(item, over_limit) for item in items])
             await feed.write(decided, now)
-            await feed.keep(_PUSH, key, [_kept(receipt) for receipt in decided.receipts], now)
-        sent = {
-            (item.key, item.raw)
-            for item, one in zip(items, pushed, strict=True)
-            if isinstance(item, Change) and isinstance(one, Pushed) and (item.data is None or item.data == one.data)
-        }
+            if key is not None:
+                await feed.keep(_PUSH, key, [_kept(receipt) for receipt in decided.receipts], now)
         return Answer(
             receipts=decided.receipts,
             server_time=now,
             position_before=feed.position,
             position_after=decided.position,
-            as_sent=all((write.key, write.raw) in sent for write in decided.writes),
+            as_sent=all((write.key, write.raw) in reading.sent for write in decided.writes),
         )
 
     async def stand(self, caller: Principal, cursor: str | None, domains: Sequence[str]) -> int:
