@@ -155,14 +155,17 @@ class Device:
             version = await self.door.decide(case.conflict_id, case.choice, case.merged)
         except Lost:
             case.lost += 1
+            case.attempts.append(f"{self.name} lost at {now()}")
             self._ledger.counts["calls lost"] += 1
             return
         except TooLate:
             case.refused += 1
+            case.attempts.append(f"{self.name} refused at {now()}")
             # Who had the answer may not have it yet; who never got one decided before this moment.
             case.answered = case.answered or now()
             return
         case.decided.append(version)
+        case.attempts.append(f"{self.name} decided {version} at {now()}")
         case.answered = now()
         self._ledger.acknowledged[case.key] = max(self._ledger.acknowledged[case.key], version)
 

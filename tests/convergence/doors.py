@@ -22,6 +22,10 @@ from tests.convergence.model import Change, Data, Key, Notice, Receipt
 # Long enough for a busy machine; a call that is cut ends at once.
 DEADLINE = 20.0  # seconds
 
+# A replica that stops cancels what it has not begun.
+CANCELLED = 499
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
 
 class Lost(Exception):
     """No answer came, or none that says whether the call was heard."""
@@ -101,7 +105,7 @@ class RestDoor:
             answer = await self._http.request(verb, path, **request)
         except httpx.TransportError as error:
             raise Lost from error
-        if answer.status_code in (503, 504):
+        if answer.status_code in (503, 504, CANCELLED):
             raise Lost(answer.text)
         return answer
 
@@ -149,14 +153,17 @@ class GrpcDoor:
             conflicts += answer.conflicts
             if not (token := answer.next_page_token):
                 assert answer.total == len(conflicts)
-                return [_logged(_plain(one)) for one in conflicts]
+                return [logged_from_pb(one) for one in conflicts]
 
     async def _call(self, method: Any, request: Any, said: tuple[tuple[str, str], ...] = ()) -> Any:
         try:
             return await method(request, metadata=(*self._metadata, *said), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
-            # A replica that stops cancels what it has not begun.
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+            if error.code() in (
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                grpc.StatusCode.CANCELLED,
+            ):
                 raise Lost from error
             raise
 
@@ -265,11 +272,10 @@ def _entry(key: Key, said: dict[str, Any], data: dict[str, Any]) -> Entry:
     return Entry(key, said["version"], None if said["deleted"] else data)
 
 
-def _plain(message: pb.LoggedConflict) -> dict[str, Any]:
-    plain: dict[str, Any] = json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+def logged_from_pb(message: pb.LoggedConflict) -> Logged:
+    return _logged(
+        json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     )
-    return plain
 
 
 def _logged(said: dict[str, Any]) -> Logged:
@@ -286,5 +292,5 @@ def _logged(said: dict[str, Any]) -> Logged:
 
 
 def _body(answer: httpx.Response) -> Any:
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code == 200, f"{answer.status_code}: {answer.text}"
     return answer.json()

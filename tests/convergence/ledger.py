@@ -105,13 +105,15 @@ class Case:
     """Attempts without an answer."""
     refused: int = 0
     """Attempts that came too late."""
+    attempts: list[str] = field(default_factory=list)
+    """Whose they were and what became of them, for people."""
 
     @property
     def is_decided(self) -> bool:
         return bool(self.decided or self.refused)
 
     def __repr__(self) -> str:
-        return f"<decision on {self.key} {self.conflict_id}>"
+        return f"<{self.choice} on {self.key} {self.conflict_id}: {self.attempts}>"
 
 
 Action = Push | Case
@@ -202,6 +204,20 @@ def every_version_has_one_author(ledger: Ledger, feed: Sequence[Entry]) -> dict[
     for key, cases in unknown.items():
         assert not cases, f"{key}: a decision left no version: {cases}"
     return authors
+
+
+def shown(id: str, met: Met) -> Logged:
+    """How the log must show what met."""
+    return Logged(
+        id,
+        met.key,
+        met.policy,
+        met.server_version,
+        met.client_version,
+        "manual_required" if met.winner == "none" else "resolved",
+        met.winner,
+        _in_doubles(met.loser or {}),
+    )
 
 
 def _in_doubles(value: Any) -> Any:
@@ -328,23 +344,11 @@ def the_model_agrees(
         for key, version, data in entries:
             assert data == model.history[key, version], f"{key}: a pull saw other content in version {version}"
     assert len({one.id for one in log}) == len(log), "a conflict is in the log twice"
-    shown = {one.id: one for one in log}
-    told_of = {
-        id: Logged(
-            id,
-            one.key,
-            one.policy,
-            one.server_version,
-            one.client_version,
-            "manual_required" if one.winner == "none" else "resolved",
-            one.winner,
-            _in_doubles(one.loser or {}),
-        )
-        for id, one in met.items()
-    }
+    in_log = {one.id: one for one in log}
+    told_of = {id: shown(id, one) for id, one in met.items()}
     assert len(told_of) == len(model.conflicts), "every conflict was told to the phone that ran into it"
     for id, one in told_of.items():
-        assert shown.get(id) == one, f"the log shows {shown.get(id)}, not {one}"
-    assert ledger.heard <= shown.keys(), "a phone was told of a conflict that is not in the log"
-    assert len(shown) == len(told_of), "the log holds conflicts that nobody was told of"
+        assert in_log.get(id) == one, f"the log shows {in_log.get(id)}, not {one}"
+    assert ledger.heard <= in_log.keys(), "a phone was told of a conflict that is not in the log"
+    assert len(in_log) == len(told_of), "the log holds conflicts that nobody was told of"
     return model

@@ -92,5 +92,5 @@ class Line:
 
 
 def _carries(data: bytes) -> bool:
-    """Whether a chunk is part of a call: the head of one in HTTP/1, frames of HTTP/2 that begin with headers or data."""
+    """Whether a chunk is part of a call: a head of HTTP/1, or frames of HTTP/2 that begin with headers or data."""
     return data[:4].isalpha() or data.startswith(b"GET ") or (len(data) > 9 and data[3] in (_DATA, _HEADERS))
