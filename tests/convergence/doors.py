@@ -23,7 +23,7 @@ from tests.convergence.model import Change, Data, Key, Notice, Receipt
 DEADLINE = 20.0  # seconds
 
 # A replica that stops cancels what it has not begun.
-CANCELLED = 499
+CANCELLED = 499  # nginx wrote it first, and Envoy makes it of what gRPC calls cancelled
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 

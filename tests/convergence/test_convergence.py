@@ -7,25 +7,15 @@ SATCHEL_CONVERGE_SEED and SATCHEL_CONVERGE_STEPS ask for another run; `make conv
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.convergence.run import Run, told
 from tests.convergence.schedule import FAULTS, POLICIES, rounds
-from tests.convergence.world import World, world
+from tests.convergence.world import World
 
 STEPS = int(os.environ.get("SATCHEL_CONVERGE_STEPS", "1000"))
 SEEDS = [int(word) for word in os.environ.get("SATCHEL_CONVERGE_SEED", "1 2 3").split()]
-
-
-@pytest.fixture(scope="module")
-async def mesh() -> AsyncIterator[World]:
-    with TemporaryDirectory(prefix="satchel-") as directory:
-        async with world(Path(directory)) as started:
-            yield started
 
 
 @pytest.mark.parametrize("seed", SEEDS)

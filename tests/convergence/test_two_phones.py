@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -24,7 +21,7 @@ from tests.convergence.doors import change_to_pb, entry_from_pb, logged_from_pb,
 from tests.convergence.ledger import SLACK, now, shown
 from tests.convergence.model import Change, Key, Met, Model, Receipt, Span
 from tests.convergence.schedule import POLICIES
-from tests.convergence.world import World, world
+from tests.convergence.world import World
 from tests.factories import Phone
 
 MINUTE = 60_000_000
@@ -183,13 +180,6 @@ def _ids(receipts: list[Receipt]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-async def mesh() -> AsyncIterator[World]:
-    with TemporaryDirectory(prefix="satchel-") as directory:
-        async with world(Path(directory)) as started:
-            yield started
-
-
-@pytest.fixture(scope="module")
 async def user(mesh: World) -> Phone:
     return await mesh.user()
 
@@ -202,8 +192,8 @@ def test_every_answer_is_the_models(mesh: World, user: Phone) -> None:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=40,
-                stateful_step_count=25,
+                max_examples=25,
+                stateful_step_count=20,
                 derandomize=True,
                 database=None,
                 deadline=None,
