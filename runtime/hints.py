@@ -25,10 +25,10 @@ SILENCE: Final = 5.0
 class Hints:
     """Words to and from the other replicas; whoever needs to be sure has to look by himself as well."""
 
-    def __init__(self, hear: Callable[[str], None], reached: Callable[[], None]) -> None:
-        """`hear` takes each word of another replica; `reached` is called when Redis is reached (again)."""
+    def __init__(self, hear: Callable[[str], None], turned: Callable[[], None]) -> None:
+        """`hear` takes each word of another replica; `turned` is called when Redis comes and goes."""
         self._hear = hear
-        self._reached = reached
+        self._turned = turned
         self._own = uuid4().hex
         self._waiting: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
         self.connected = False
@@ -59,7 +59,8 @@ class Hints:
             except (RedisError, OSError, TimeoutError) as error:
                 if self.connected:
                     logger().warning("other replicas cannot be heard: Redis is away", error=str(error))
-                self.connected = False
+                    self.connected = False
+                    self._turned()
                 await asyncio.sleep(REDIS_PAUSE)
 
     async def _hear_all(self, subscription: redis.asyncio.client.PubSub) -> None:
@@ -75,7 +76,7 @@ class Hints:
             asked = False
             if message["type"] == "subscribe":
                 self.connected = True
-                self._reached()
+                self._turned()
             elif message["type"] == "message":
                 sender, *words = message["data"].decode().split(" ")
                 for word in words if sender != self._own else ():
@@ -83,9 +84,9 @@ class Hints:
 
 
 @asynccontextmanager
-async def hints(redis_url: str, hear: Callable[[str], None], reached: Callable[[], None]) -> AsyncIterator[Hints]:
+async def hints(redis_url: str, hear: Callable[[str], None], turned: Callable[[], None]) -> AsyncIterator[Hints]:
     """Hints for as long as the block runs; with an empty `redis_url` nothing is ever told or heard."""
-    words = Hints(hear, reached)
+    words = Hints(hear, turned)
     if not redis_url:
         yield words
         return

@@ -263,6 +263,8 @@ class Stream:
                 while len(self._answers) >= MAX_ANSWERS and self._end is None:
                     self._room.clear()
                     await self._room.wait()
+                if self._end is not None:
+                    return  # nothing that is said now is answered any more
                 await self._answer(request_id, self._take(request_id, message))
             if self._storing is not None:
                 await self._storing
@@ -296,9 +298,11 @@ class Stream:
             raise missing("hello")
         match message:
             case Push():
-                return await self._push(request_id, message)
+                await self._push(request_id, message)
+                return None
             case Ack():
-                return self._acknowledge(message)
+                self._acknowledge(message)
+                return None
             case Heartbeat():
                 now = self._streams.now()
                 if message.client_time is not None:
@@ -362,7 +366,7 @@ class Stream:
         cursor = encode_cursor(self.position, self.caller.user_id, self._domains)
         return Receipts(answer=answer, next_cursor=cursor)
 
-    def _acknowledge(self, ack: Ack) -> Event | None:
+    def _acknowledge(self, ack: Ack) -> None:
         position = decode_cursor(ack.cursor, self.caller.user_id, self._domains)
         if position > self.position:
             raise invalid("cursor", "was not sent on this stream")
@@ -370,7 +374,6 @@ class Stream:
             self._unacknowledged.popleft()
             self.full_since = 0.0
         self._wake.set()
-        return None
 
     async def _unasked(self) -> Event | None:
         if self._news and self._welcomed:
