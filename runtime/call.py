@@ -100,3 +100,8 @@ def watch() -> Watch:
 def answer_status(status: int) -> None:
     """Gives the call's successful answer another HTTP status than its contract says, for REST callers."""
     current.get().status = status
+
+
+def answer_headers(*headers: tuple[str, str]) -> None:
+    """Adds headers to the call's answer, names in lower case."""
+    current.get().headers += headers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SERVICES: Final = ("auth", "sessions", "uploads", "health")
@@ -55,7 +55,14 @@ class Config(BaseSettings):
     """Sync streams that a user may have open in one process."""
     free_puzzles_per_day: int = Field(1, ge=0)
     """New puzzle sessions that a free account may store per UTC day of their timestamp."""
+    domains: Path | None = None
+    """A directory of schema files, each one a domain beside the built-in ones; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("domains", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: object) -> object:
+        return None if value == "" else value
 
     @property
     def keys(self) -> Path:

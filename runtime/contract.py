@@ -15,9 +15,12 @@ from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import (
     device_sessions_pb2,
     exercise_sessions_pb2,
+    health_metrics_pb2,
+    meta_pb2,
     puzzle_sessions_pb2,
     stats_pb2,
     sync_pb2,
+    workout_plans_pb2,
 )
 from satchel.uploads.v1 import uploads_pb2
 
@@ -28,6 +31,9 @@ FILES: Final = (
     device_sessions_pb2,
     stats_pb2,
     sync_pb2,
+    meta_pb2,
+    health_metrics_pb2,
+    workout_plans_pb2,
     uploads_pb2,
     health_pb2,
 )

@@ -27,14 +27,20 @@ def items_and_more(document: bytes, field: str) -> tuple[list[Any], dict[str, An
     Raises Failure: MALFORMED_REQUEST for what is no JSON object, FIELD_MISSING and FIELD_INVALID for the list.
     """
     parsed = _parse(document)
-    if not isinstance(parsed, dict):
-        raise Failure(Reason.MALFORMED_REQUEST, "The body must be a JSON object.")
-    if parsed.get(field) is None:
-        raise missing(field)
-    if not isinstance(parsed[field], list):
-        raise invalid(field, "must be a list", "INVALID_TYPE")
-    found: list[Any] = parsed[field]
-    return counted(found, field), parsed
+    return _listed(parsed, field), parsed
+
+
+def one_or_items(document: bytes, field: str) -> tuple[dict[str, Any] | None, list[Any]]:
+    """A JSON object that has no `field` by itself; otherwise None and the 1 to 1000 items there, or of a bare list.
+
+    Raises Failure as items_and_more.
+    """
+    parsed = _parse(document)
+    if isinstance(parsed, list):
+        return None, counted(parsed, field)
+    if isinstance(parsed, dict) and field not in parsed:
+        return parsed, []
+    return None, _listed(parsed, field)
 
 
 def counted(found: Items, field: str) -> Items:
@@ -49,12 +55,12 @@ def counted(found: Items, field: str) -> Items:
 def struct_to_json(struct: struct_pb2.Struct) -> dict[str, Any]:
     """A Struct as a dict; whole numbers as int, as JSON prints them. Pairs with struct_from_json."""
     fields = struct.fields
-    return {name: _value_to_json(fields[name]) for name in fields}
+    return {name: value_to_json(fields[name]) for name in fields}
 
 
 def list_to_json(values: struct_pb2.ListValue) -> list[Any]:
     """A ListValue as a list; whole numbers as int, as JSON prints them."""
-    return [_value_to_json(value) for value in values.values]
+    return [value_to_json(value) for value in values.values]
 
 
 def struct_from_json(data: Mapping[str, Any]) -> struct_pb2.Struct:
@@ -64,7 +70,15 @@ def struct_from_json(data: Mapping[str, Any]) -> struct_pb2.Struct:
     return struct
 
 
-def _value_to_json(value: struct_pb2.Value) -> Any:
+def value_from_json(value: Any) -> struct_pb2.Value:
+    """A JSON value as a Value. Pairs with value_to_json."""
+    values = struct_pb2.ListValue()
+    values.append(value)
+    return values.values[0]
+
+
+def value_to_json(value: struct_pb2.Value) -> Any:
+    """A Value as JSON; whole numbers as int, as JSON prints them. Pairs with value_from_json."""
     kind = value.WhichOneof("kind")
     if kind == "number_value":
         number = value.number_value
@@ -74,6 +88,17 @@ def _value_to_json(value: struct_pb2.Value) -> Any:
     if kind == "list_value":
         return list_to_json(value.list_value)
     return None if kind is None or kind == "null_value" else getattr(value, kind)
+
+
+def _listed(parsed: Any, field: str) -> list[Any]:
+    if not isinstance(parsed, dict):
+        raise Failure(Reason.MALFORMED_REQUEST, "The body must be a JSON object.")
+    if parsed.get(field) is None:
+        raise missing(field)
+    if not isinstance(parsed[field], list):
+        raise invalid(field, "must be a list", "INVALID_TYPE")
+    found: list[Any] = parsed[field]
+    return counted(found, field)
 
 
 def _parse(document: bytes) -> Any:

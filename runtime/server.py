@@ -81,13 +81,13 @@ async def serving(config: Config, services: Mapping[str, Service]) -> AsyncItera
 
 
 def main(services: Mapping[str, Service]) -> None:
-    """Runs `services` until SIGTERM or SIGINT; exits with a sentence when a setting is wrong."""
+    """Runs `services` until SIGTERM or SIGINT; exits with a sentence when a setting, or what it names, is wrong."""
     try:
         config = from_environment()
+        log_to_stderr("+".join(services), config.log_level)
+        uvloop.run(_until_signal(config, services))
     except ConfigError as error:
         raise SystemExit(f"satchel: {error}") from None
-    log_to_stderr("+".join(services), config.log_level)
-    uvloop.run(_until_signal(config, services))
 
 
 async def _until_signal(config: Config, services: Mapping[str, Service]) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
+import jwt
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,11 +25,14 @@ from deploy.parts import ROOT, Part, running
 from deploy.postgres import postgres
 from deploy.redis import redis
 from deploy.sockets import free_ports
+from runtime.call import Principal
 from runtime.config import SERVICES, Config
+from runtime.keys import signing_keys
 from runtime.migrations import migrate
 from runtime.server import serving
 from runtime.telemetry import log_to_stderr
 from services.auth.app import service as auth
+from services.auth.tokens import AccessTokens
 from services.health.app import service as health
 from services.sessions.app import service as sessions
 from services.uploads.app import service as uploads
@@ -71,6 +75,20 @@ class Edge:
     async def phone(self, **account: Any) -> Phone:
         """A phone whose user has just signed up."""
         return await Phone.signed_up(self.http, **account)
+
+    async def administrator(self, **account: Any) -> Phone:
+        """A phone whose user administers the tenant of its account."""
+        phone = await self.phone(**account)
+        claims = jwt.decode(phone.access_token, options={"verify_signature": False})
+        principal = Principal(
+            user_id=UUID(claims["sub"]),
+            sign_in_id=UUID(claims["sid"]),
+            tenant_id=claims["tenant_id"],
+            role="admin",
+            tier=claims["tier"],
+        )
+        token = AccessTokens(signing_keys(self.mesh.config.keys)).mint(principal)
+        return replace(phone, access_token=token)
 
 
 @pytest.fixture(scope="session", autouse=True)

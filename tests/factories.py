@@ -97,3 +97,24 @@ def exercise_session(**given: Any) -> dict[str, Any]:
         "isCompleted": True,
         **given,
     }
+
+
+def change(**given: Any) -> dict[str, Any]:
+    """A page of a journal, new to the server, as a phone pushes it."""
+    return {
+        "domain": "journal",
+        "id": str(uuid4()),
+        "base_version": 0,
+        "operation": "UPSERT",
+        "data": {"text": "a page"},
+        "client_time": "2026-02-26T10:00:00Z",
+        **given,
+    }
+
+
+def filled(path: str, **given: str) -> str:
+    """A path of the contract with its variables filled in: what is given, or something that is like it."""
+    values = {"id": str(uuid4()), "conflict_id": str(uuid4()), "tenant_id": "1", "domain": "journal", **given}
+    for name, value in values.items():
+        path = path.replace(f"{{{name}}}", value)
+    return path

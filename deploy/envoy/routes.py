@@ -82,6 +82,7 @@ _CORS_POLICY: Final = {
             "ratelimit-policy",
             "retry-after",
             "x-request-id",
+            "etag",
             "grpc-status",
             "grpc-message",
             "grpc-status-details-bin",

@@ -9,9 +9,12 @@ import grpc
 from satchel.sessions.v1 import (
     device_sessions_pb2_grpc,
     exercise_sessions_pb2_grpc,
+    health_metrics_pb2_grpc,
+    meta_pb2_grpc,
     puzzle_sessions_pb2_grpc,
     stats_pb2_grpc,
     sync_pb2_grpc,
+    workout_plans_pb2_grpc,
 )
 
 from runtime.clock import utc_now
@@ -27,7 +30,15 @@ from services.sessions.exercises_domain import Catalogue, ExerciseSessions
 from services.sessions.exercises_servicer import ExerciseSessionServicer
 from services.sessions.feed_store import FeedStore
 from services.sessions.live import Live
-from services.sessions.meta_domain import AppVersions
+from services.sessions.meta_domain import AppVersions, Discovery
+from services.sessions.meta_servicer import MetaServicer
+from services.sessions.meta_store import AppVersionStore
+from services.sessions.metrics_domain import HealthMetrics
+from services.sessions.metrics_servicer import HealthMetricServicer
+from services.sessions.metrics_store import MetricStore
+from services.sessions.plans_domain import WorkoutPlans
+from services.sessions.plans_servicer import WorkoutPlanServicer
+from services.sessions.plans_store import PlanStore
 from services.sessions.puzzles_domain import FreeTier, PuzzleSessions
 from services.sessions.puzzles_servicer import PuzzleSessionServicer
 from services.sessions.records_store import RecordStore
@@ -43,13 +54,15 @@ from services.sessions.sync_servicer import SyncServicer
 @asynccontextmanager
 async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
     """Adds the sessions service to `server` for as long as the block runs."""
+    schemas = Schemas(config.domains)
     async with database(config.database_url, connections=config.database_connections, name="sessions") as db:
         feeds = FeedStore(db)
         limits = StreamLimits(
             per_user=config.streams_per_user, idle=config.stream_idle_timeout, lifetime=config.stream_lifetime
         )
         live = Live(limits, feeds)
-        store, domains = RecordStore(db, committed=live.committed), Domains(Schemas(), Catalogue())
+        store = RecordStore(db, schemas.default_policy, committed=live.committed)
+        domains = Domains(schemas, Catalogue())
         free_tier = FreeTier(config.free_puzzles_per_day)
         exercises = ExerciseSessions(store, domains, now=utc_now)
         puzzles = PuzzleSessions(store, domains, free_tier, now=utc_now)
@@ -57,7 +70,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         stats = UserStats(store, StatsStore(db), domains, now=utc_now)
         sync = Sync(store, feeds, domains, free_tier, now=utc_now)
         conflicts = Conflicts(store, ConflictStore(db), domains, now=utc_now)
-        versions = AppVersions()
+        versions = AppVersions(AppVersionStore(db), now=utc_now)
         streams = Streams(live, sync, conflicts, versions, now=utc_now, failure_of=failure_of)
         exercise_sessions_pb2_grpc.add_ExerciseSessionServiceServicer_to_server(
             ExerciseSessionServicer(exercises), server
@@ -66,5 +79,10 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
         sync_pb2_grpc.add_SyncServiceServicer_to_server(SyncServicer(sync, conflicts, streams), server)
+        meta_pb2_grpc.add_MetaServiceServicer_to_server(MetaServicer(Discovery(schemas), versions), server)
+        metrics = HealthMetrics(store, MetricStore(db), domains, now=utc_now)
+        health_metrics_pb2_grpc.add_HealthMetricServiceServicer_to_server(HealthMetricServicer(metrics), server)
+        plans = WorkoutPlans(store, PlanStore(db), domains, now=utc_now)
+        workout_plans_pb2_grpc.add_WorkoutPlanServiceServicer_to_server(WorkoutPlanServicer(plans), server)
         async with live.running(config.redis_url):
             yield

@@ -15,7 +15,7 @@ from runtime.errors import Failure, Reason, invalid, missing
 from runtime.ids import parse_uuid
 from services.sessions import paging
 from services.sessions.changes_domain import Change, decide
-from services.sessions.policies_domain import Policy, Side, Strategy, Winner, default_policy, judge
+from services.sessions.policies_domain import Policy, Side, Strategy, Winner, judge
 from services.sessions.records_domain import Key
 from services.sessions.schemas import encode
 
@@ -115,7 +115,7 @@ class Conflicts:
     async def policy(self, caller: Principal, tenant_id: int, domain: str) -> Policy:
         """The tenant's policy. Raises Failure: FORBIDDEN for another tenant's, NOT_FOUND for an unknown domain."""
         self._check_place(caller, tenant_id, domain)
-        return await self._log.policy(tenant_id, domain) or default_policy(domain)
+        return await self._log.policy(tenant_id, domain) or self._domains.default_policy(domain)
 
     async def set_policy(self, caller: Principal, tenant_id: int, domain: str, policy: Policy) -> None:
         """Decides for the tenant from now on. Raises Failure: FORBIDDEN, NOT_FOUND."""
@@ -140,7 +140,7 @@ class Conflicts:
         scope = Scope(
             tenant_id=caller.tenant_id,
             user_id=None if caller.role == "admin" else caller.user_id,
-            domain=domain.replace("\x00", ""),
+            domain=domain.replace("\x00", "?"),
             since=max(start, parse_moment("since", since)) if since else start,
         )
         found = await self._log.page(

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from runtime.clock import parse_time, plausible
 from runtime.errors import Failure
-from services.sessions import device_sessions_domain, exercises_domain, puzzles_domain
+from services.sessions import (
+    device_sessions_domain,
+    exercises_domain,
+    metrics_domain,
+    plans_domain,
+    puzzles_domain,
+)
 from services.sessions.exercises_domain import Catalogue
+from services.sessions.policies_domain import Policy
 from services.sessions.records_domain import Prepared
 from services.sessions.schemas import Schemas
-
-# When a record of a domain took place; a time that is missing or cannot be read leaves it without one.
-_TIMES: Final = {
-    "activity": "start_time",
-    "attendance": "checked_in_at",
-    "health_metric": "timestamp",
-    "journal": "written_at",
-    "voice_verification": "timestamp",
-}
 
 
 class Domains:
@@ -36,7 +34,11 @@ class Domains:
     @property
     def versions(self) -> Mapping[str, int]:
         """The version of each domain's schema."""
-        return self._schemas.versions
+        return {file.domain: file.version for file in self._schemas}
+
+    def default_policy(self, domain: str) -> Policy:
+        """The policy of a domain that its tenant has not decided on."""
+        return self._schemas.default_policy(domain)
 
     def prepare(self, domain: str, data: dict[str, Any], now: datetime) -> Prepared:
         """What is stored of `data`, whichever door it came in by. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
@@ -49,11 +51,16 @@ class Domains:
             return puzzles_domain.prepare(data, now)
         if domain in (*device_sessions_domain.DEVICES, device_sessions_domain.OTHER_DEVICES):
             return device_sessions_domain.prepare(data, now)
-        return Prepared(data, _happen_time(domain, data, now))
+        if domain == metrics_domain.DOMAIN:
+            return metrics_domain.prepare(data, now)
+        if domain == plans_domain.DOMAIN:
+            return plans_domain.prepare(data)
+        time = self._schemas[domain].time
+        return Prepared(data, _happen_time(data.get(time), now) if time else None)
 
 
-def _happen_time(domain: str, data: dict[str, Any], now: datetime) -> datetime | None:
-    text = data.get(_TIMES.get(domain, ""))
+def _happen_time(text: Any, now: datetime) -> datetime | None:
+    """When the thing took place; a time that is missing or cannot be read leaves the record without one."""
     try:
         return plausible("time", parse_time("time", text), now) if isinstance(text, str) else None
     except Failure:

@@ -35,20 +35,6 @@ class Winner(StrEnum):
 
 ESCALATION: Final = ("escalation_level", "escalated_at", "escalated_by", "status")
 
-_DEFAULTS: Final = {
-    **dict.fromkeys(
-        (
-            *("session", "exercise", "puzzle", "bike", "rower", "treadmill", "stats", "journal", "health_metric"),
-            *("voice_verification", "behavioral_session", "workout_plan", "activity"),
-        ),
-        Strategy.CLIENT_WINS,
-    ),
-    "attendance": Strategy.SERVER_WINS,
-    "task": Strategy.MOST_RECENT_WINS,
-    "work_order": Strategy.MOST_RECENT_WINS,
-    "ticket": Strategy.PRESERVE_ESCALATION,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -80,9 +66,8 @@ class Verdict:
     """What the record holds afterwards; None: it is deleted."""
 
 
-def default_policy(domain: str) -> Policy:
-    """The policy of a domain that its tenant has not decided on; for a domain of the team's own, people decide."""
-    strategy = _DEFAULTS.get(domain, Strategy.MANUAL)
+def default_policy(strategy: Strategy) -> Policy:
+    """The policy of a domain whose schema file names `strategy`, for tenants that have not decided."""
     return Policy(strategy=strategy, auto_resolve=strategy is not Strategy.MANUAL, notify_on_conflict=False)
 
 

@@ -20,7 +20,7 @@ from runtime.call import IdempotencyKey, Principal
 from runtime.database import Connection, Database, Row
 from runtime.errors import Failure, Reason
 from services.sessions.changes_domain import Conflict, Decided
-from services.sessions.policies_domain import Policy, Strategy, Winner, default_policy
+from services.sessions.policies_domain import Policy, Strategy, Winner
 from services.sessions.records_domain import Key, Known, Record, Write
 
 KEY_LIFETIME: Final = timedelta(hours=24)
@@ -100,17 +100,17 @@ _KEEP_ANSWER: Final = """
 
 _own: Final = sa.and_(records.c.user_id == bindparam("user_id"), records.c.domain == bindparam("domain"))
 _live: Final = records.c.deleted.is_(sa.false())
-_RECORD: Final = tuple(
+RECORD: Final = tuple(
     records.c[name] for name in ("domain", "id", "version", "position", "deleted", "data", "happen_time", "update_time")
 )
-_ONE: Final = sa.select(*_RECORD).where(_own, records.c.id == bindparam("id"))
+_ONE: Final = sa.select(*RECORD).where(_own, records.c.id == bindparam("id"))
 _TAKEN: Final = (
     sa.select(sa.literal(1))
     .where(records.c.domain == sa.literal_column("'exercise'"), records.c.id == bindparam("id"))
     .limit(1)
 )
 _PAGE: Final = (
-    sa.select(*_RECORD)
+    sa.select(*RECORD)
     .where(
         _own,
         _live,
@@ -143,6 +143,7 @@ class Feed:
         position: int,
         known: Mapping[Key, Known],
         policies: Mapping[str, Policy],
+        default_policy: Callable[[str], Policy],
         answer: Any,
     ) -> None:
         self._connection = connection
@@ -152,6 +153,7 @@ class Feed:
         """Conflicts written here that the user's devices are to be told of."""
         self.advanced = False
         """Whether anything was written to the feed."""
+        self._default_policy = default_policy
         self.position: Final = position
         """The last position taken; 0 for a feed that is empty."""
         self.known: Final = known
@@ -161,7 +163,7 @@ class Feed:
 
     def policy_of(self, domain: str) -> Policy:
         """The tenant's policy for one of the domains that were asked for, or the default."""
-        return self._policies.get(domain) or default_policy(domain)
+        return self._policies.get(domain) or self._default_policy(domain)
 
     async def count_by_day(self, domain: str, days: Sequence[date]) -> dict[date, int]:
         """How many records of `domain`, deleted ones too, took place on each of these days in UTC."""
@@ -212,10 +214,18 @@ class RecordStore:
     """Records in PostgreSQL."""
 
     def __init__(
-        self, database: Database, *, committed: Callable[[UUID, Sequence[UUID]], None] = lambda *_: None
+        self,
+        database: Database,
+        default_policy: Callable[[str], Policy],
+        *,
+        committed: Callable[[UUID, Sequence[UUID]], None] = lambda *_: None,
     ) -> None:
-        """`committed` is told whose feed has advanced, once it has, and of which conflicts the user wants to know."""
+        """`default_policy`: that of a domain on which the tenant has not decided.
+
+        `committed` is told whose feed has advanced, once it has, and of which conflicts the user wants to know.
+        """
         self._database = database
+        self._default_policy = default_policy
         self._committed = committed
 
     @asynccontextmanager
@@ -255,6 +265,7 @@ class RecordStore:
                 position=row["position"],
                 known=known,
                 policies={one["domain"]: _policy(one) for one in await decided.fetchall()},
+                default_policy=self._default_policy,
                 answer=before["answer"] if before else None,
             )
             yield feed
@@ -265,7 +276,7 @@ class RecordStore:
         """One of the user's records, tombstones included; None when there is none."""
         async with self._database.statements() as statements:
             row = await statements.one(_ONE, user_id=user_id, domain=key.domain, id=key.id)
-        return _record(row) if row else None
+        return record_of(row) if row else None
 
     async def exercise_exists(self, id: str) -> bool:
         """Whether anybody has an exercise session with this id."""
@@ -294,7 +305,7 @@ class RecordStore:
                 before_time=before[0] if before else None,
                 before_id=before[1] if before else None,
             )
-        return [_record(row) for row in rows]
+        return [record_of(row) for row in rows]
 
     async def count(self, user_id: UUID, domain: str) -> int:
         """How many live records of a domain the user has."""
@@ -339,7 +350,8 @@ def _policy(row: Row) -> Policy:
     )
 
 
-def _record(row: Row) -> Record:
+def record_of(row: Row) -> Record:
+    """A row of RECORD."""
     return Record(
         key=Key(row["domain"], row["id"]),
         version=row["version"],

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import jsonschema_rs
 import orjson
 
 from runtime.errors import Failure, Reason, Violation, invalid, missing
+from services.sessions.policies_domain import Policy, Strategy, default_policy
+from services.sessions.schema_files import SchemaFile, read_files
 
-DIRECTORY: Final = Path(__file__).parent / "schemas"
 # A record is read, sent and compared whole; what is larger belongs into an upload.
 MAX_RECORD_BYTES: Final = 256 * 1024
 # The edge's JSON printer gives up at 100 levels, and the record is itself some levels down in an answer.
@@ -31,24 +30,29 @@ _REASONS: Final = {
 
 
 class Schemas:
-    """The domains of this server, each with its validator."""
+    """The domains of this server, each with what its file says of it."""
 
-    def __init__(self, directory: Path = DIRECTORY) -> None:
-        """Reads every *.json of `directory`; the file's name is the domain's."""
-        documents = {file.stem: json.loads(file.read_bytes()) for file in sorted(directory.glob("*.json"))}
-        self.versions: Final[Mapping[str, int]] = {domain: one.get("x-version", 1) for domain, one in documents.items()}
-        registry = jsonschema_rs.Registry([(one["$id"], one) for one in documents.values()])
-        self._validators = {
-            domain: jsonschema_rs.validator_for(one, registry=registry, mask="the value")
-            for domain, one in documents.items()
-        }
+    def __init__(self, own: Path | None = None) -> None:
+        """Reads our files, and those of the directory `own`. Raises ConfigError for one that makes no domain."""
+        self._files = read_files(own)
 
     def __contains__(self, domain: str) -> bool:
-        return domain in self._validators
+        return domain in self._files
+
+    def __iter__(self) -> Iterator[SchemaFile]:
+        return iter(self._files.values())
+
+    def __getitem__(self, domain: str) -> SchemaFile:
+        return self._files[domain]
+
+    def default_policy(self, domain: str) -> Policy:
+        """The policy of a domain that its tenant has not decided on; of one that is gone, people decide."""
+        file = self._files.get(domain)
+        return default_policy(file.strategy if file else Strategy.MANUAL)
 
     def check(self, domain: str, data: dict[str, Any]) -> None:
         """Raises Failure(FIELD_MISSING or FIELD_INVALID) naming the first field that does not fit the domain."""
-        validator = self._validators[domain]
+        validator = self._files[domain].validator
         try:
             if validator.is_valid(data):
                 return

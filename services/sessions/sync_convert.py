@@ -44,11 +44,11 @@ def change_from_json(item: Any, group: Any) -> Pushed:
 
 
 def change_from_pb(message: pb.Change, group: str) -> Pushed:
-    """A change of a message. Raises Failure(FIELD_INVALID) for data that is no JSON."""
+    """A change of a message; data that is no JSON stays a text, which is refused under the change's id and group."""
     try:
         data = orjson.loads(message.data) if message.data else None
     except orjson.JSONDecodeError:
-        raise invalid("data", "is no JSON", "INVALID_FORMAT") from None
+        data = message.data
     return Pushed(
         domain=message.domain,
         id=message.id,
@@ -197,6 +197,8 @@ def _receipt_to_json(receipt: Receipt, server_data: bytes | None) -> dict[str, A
         shown.update(_failure_values(receipt.failure))
     if receipt.notice is not None:
         values = _notice_values(receipt, receipt.notice, server_data)
+        if not values["server_data_omitted"]:
+            del values["server_data_omitted"]
         shown["conflict"] = {**values, "server_data": orjson.Fragment(server_data) if server_data else None}
     return shown
 

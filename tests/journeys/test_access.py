@@ -26,7 +26,7 @@ from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret, signing_keys
 from services.auth.tokens import AccessTokens
 from tests.conftest import Edge
-from tests.factories import PASSWORD, Phone, device_session, exercise_session, puzzle_session
+from tests.factories import PASSWORD, Phone, change, device_session, exercise_session, filled, puzzle_session
 
 OURS = {
     policy.method: policy for policy in contract.policies().values() if policy.service not in contract.INFRASTRUCTURE
@@ -46,6 +46,7 @@ USERS = {
     "admin": "",
     "service": "FORBIDDEN",
 }
+ADMINS = {**USERS, "user": "FORBIDDEN"}
 SERVICES = {**USERS, "user": "FORBIDDEN", "admin": "FORBIDDEN", "service": ""}
 
 # The reason that each kind of caller is refused with; empty: the caller is let in. A new rpc is added here by hand.
@@ -68,10 +69,33 @@ EXPECTED = {
     "/satchel.sessions.v1.DeviceSessionService/BatchUploadJson": USERS,
     "/satchel.sessions.v1.StatsService/GetStats": USERS,
     "/satchel.sessions.v1.StatsService/UpdateStats": USERS,
+    "/satchel.sessions.v1.SyncService/Sync": USERS,
+    "/satchel.sessions.v1.SyncService/PushChanges": USERS,
+    "/satchel.sessions.v1.SyncService/PushChangesJson": USERS,
+    "/satchel.sessions.v1.SyncService/PullChanges": USERS,
+    "/satchel.sessions.v1.SyncService/PullChangesJson": USERS,
+    "/satchel.sessions.v1.SyncService/GetPolicy": USERS,
+    "/satchel.sessions.v1.SyncService/UpdatePolicy": ADMINS,
+    "/satchel.sessions.v1.SyncService/ListConflicts": USERS,
+    "/satchel.sessions.v1.SyncService/ResolveConflict": USERS,
+    "/satchel.sessions.v1.MetaService/ListSchemas": OPEN,
+    "/satchel.sessions.v1.MetaService/GetSchema": OPEN,
+    "/satchel.sessions.v1.MetaService/GetAppVersion": OPEN,
+    "/satchel.sessions.v1.MetaService/UpdateAppVersion": ADMINS,
+    "/satchel.sessions.v1.HealthMetricService/CreateHealthMetrics": USERS,
+    "/satchel.sessions.v1.HealthMetricService/CreateHealthMetricsJson": USERS,
+    "/satchel.sessions.v1.HealthMetricService/ListHealthMetrics": USERS,
+    "/satchel.sessions.v1.WorkoutPlanService/CreateWorkoutPlan": USERS,
+    "/satchel.sessions.v1.WorkoutPlanService/GetWorkoutPlan": USERS,
     "/satchel.uploads.v1.UploadService/GetUploadLimits": USERS,
     "/satchel.health.v1.HealthService/CheckMesh": OPEN,
 }
-ACCESS = {options.ACCESS_PUBLIC: OPEN, options.ACCESS_USER: USERS, options.ACCESS_SERVICE: SERVICES}
+ACCESS = {
+    options.ACCESS_PUBLIC: OPEN,
+    options.ACCESS_USER: USERS,
+    options.ACCESS_ADMIN: ADMINS,
+    options.ACCESS_SERVICE: SERVICES,
+}
 
 STATUS = {
     "MISSING_BEARER_TOKEN": (grpc.StatusCode.UNAUTHENTICATED, 401),
@@ -100,13 +124,28 @@ def request_for(method: str) -> Message:
         "UploadPuzzleSessions": {"sessions": [puzzle_session()]},
         "BatchUpload": {"sessions": [device_session()]},
         "UpdateStats": {"total_xp": 1},
+        "UpdateAppVersion": {"platform": "access", "latest_version": "2.0", "min_supported_version": "1.0"},
+        "GetAppVersion": {"platform": "nowhere"},
+        "GetSchema": {"domain": "bike"},
+        "CreateHealthMetrics": {"health_metrics": [{"type": "mood", "value": 4}]},
+        "CreateWorkoutPlan": {"name": "4 x 4", "steps": [{"type": "interval"}]},
+        "GetWorkoutPlan": {"workout_id": str(uuid4())},
         "SignOut": {"scope": "others"},
+        "PushChanges": {"changes": [change(data='{"text": "x"}')]},
+        "GetPolicy": {"tenant_id": 1, "domain": "journal"},
+        "UpdatePolicy": {
+            "tenant_id": 1,
+            "domain": "journal",
+            "resolution_policy": "client_wins",
+            "validate_only": True,
+        },
+        "ResolveConflict": {"conflict_id": str(uuid4()), "resolution": "accept_server"},
     }.get(method.rpartition("/")[2], {})
     return json_format.ParseDict(content, request)
 
 
 # What a caller who was let in may be told, for requests about nothing.
-LET_IN = {"", "FIELD_MISSING", "SESSION_NOT_FOUND", "MALFORMED_REQUEST", "TIER_LIMIT"}
+LET_IN = {"", "FIELD_MISSING", "SESSION_NOT_FOUND", "NOT_FOUND", "MALFORMED_REQUEST", "TIER_LIMIT"}
 
 
 @dataclass(frozen=True)
@@ -162,11 +201,14 @@ async def channel(edge: Edge) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def asked(channel: grpc.aio.Channel, method: str, request: Message, metadata: Any) -> tuple[Any, str]:
-    """The answer and the reason of the refusal; one of them is empty."""
-    answer_class = GetMessageClass(DESCRIPTORS[method].output_type)
-    call = channel.unary_unary(method, type(request).SerializeToString, answer_class.FromString)
+    """The answer, of a stream the first, and the reason of the refusal; one of them is empty."""
+    descriptor = DESCRIPTORS[method]
+    shapes = type(request).SerializeToString, GetMessageClass(descriptor.output_type).FromString
     try:
-        return await call(request, metadata=metadata, timeout=10), ""
+        if descriptor.client_streaming:
+            stream = channel.stream_stream(method, *shapes)(iter([request]), metadata=metadata, timeout=10)
+            return [answer async for answer in stream][:1] or None, ""
+        return await channel.unary_unary(method, *shapes)(request, metadata=metadata, timeout=10), ""
     except grpc.aio.AioRpcError as error:
         status = rpc_status.from_call(error)
         assert status is not None, f"{method}: {error.code()} without details: {error.details()}"
@@ -205,8 +247,7 @@ class TestEveryRpc:
         header = callers.headers[caller]
         headers = {"authorization": header} if header else {}
         content = json_format.MessageToJson(request_for(policy.method)) if rule.verb != "GET" else None
-        path = rule.path.replace("{id}", str(uuid4()))
-        answer = await edge.http.request(rule.verb, path, headers=headers, content=content)
+        answer = await edge.http.request(rule.verb, filled(rule.path), headers=headers, content=content)
         expected = EXPECTED[policy.method][caller]
         if not expected:
             assert answer.status_code in (200, 201, 400, 403, 404), answer.text
@@ -215,6 +256,9 @@ class TestEveryRpc:
             return
         status = STATUS[expected][1]
         assert answer.status_code == status, answer.text
+        if policy.dialect == options.DIALECT_DETAIL:
+            assert answer.json().keys() == {"detail"}
+            return
         error = answer.json()["error"]
         code = CODES[status, policy.dialect]
         assert error["code"] == ("AUTH_002" if (expected, code) == ("TOKEN_EXPIRED", "AUTH_001") else code)

@@ -14,7 +14,7 @@ from satchel.options.v1 import options_pb2 as options
 from deploy.parts import ROOT
 from runtime import contract
 from runtime.errors import Reason
-from services.sessions.schemas import DIRECTORY
+from services.sessions.schema_files import DIRECTORY
 
 ROOMS = ("app", "servicer", "convert", "domain", "store", "__main__", "__init__")
 # What a room may import from its own service, by the walk of a request: servicer → convert → domain ← store.

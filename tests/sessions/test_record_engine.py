@@ -20,7 +20,7 @@ from services.sessions.changes_domain import Change, decide
 from services.sessions.policies_domain import ESCALATION, Policy, Strategy
 from services.sessions.records_domain import Key, Known
 from services.sessions.records_store import RecordStore
-from services.sessions.schemas import encode
+from services.sessions.schemas import Schemas, encode
 
 NOW = datetime(2026, 2, 26, 10, tzinfo=UTC)
 KEYS = [Key(domain, id) for domain in ("bike", "puzzle") for id in ("a", "b", "c")]
@@ -234,7 +234,7 @@ async def stored(db: Database, user_id: UUID) -> tuple[int, dict[Key, Held]]:
 @given(sent=st.lists(st.lists(batches, min_size=1, max_size=4), max_size=4))
 async def test_any_interleaving_of_devices_leaves_one_history(db: Database, sent: list[list[Batch]]) -> None:
     """`sent`: rounds, in each of which several devices push at the same moment."""
-    store, caller = RecordStore(db), user()
+    store, caller = RecordStore(db, Schemas().default_policy), user()
     accepted = 0
     before: dict[Key, Held] = {}
     for at_once in sent:
@@ -256,7 +256,7 @@ async def test_any_interleaving_of_devices_leaves_one_history(db: Database, sent
 @settings(max_examples=25)
 @given(sent=st.lists(batches, min_size=1, max_size=5))
 async def test_the_database_ends_where_the_model_ends(db: Database, sent: list[Batch]) -> None:
-    store, caller, model = RecordStore(db), user(), Model()
+    store, caller, model = RecordStore(db, Schemas().default_policy), user(), Model()
     for batch in sent:
         assert await push(store, caller, batch) == model.push(batch)
     assert await stored(db, caller.user_id) == (model.position, model.records)
@@ -272,7 +272,7 @@ ONE = Batch([change(KEYS[0], {"content": 1})], CLIENT_WINS)
 
 
 async def test_the_same_key_gets_the_first_answer_and_stores_nothing_twice(db: Database) -> None:
-    store, caller = RecordStore(db), user()
+    store, caller = RecordStore(db, Schemas().default_policy), user()
     key = IdempotencyKey(key="upload-1", digest=b"one")
     answers = await asyncio.gather(*(push(store, caller, ONE, key) for _ in range(8)))
     assert answers == [["APPLIED"]] * 8
@@ -280,7 +280,7 @@ async def test_the_same_key_gets_the_first_answer_and_stores_nothing_twice(db: D
 
 
 async def test_the_same_key_with_other_content_is_refused(db: Database) -> None:
-    store, caller = RecordStore(db), user()
+    store, caller = RecordStore(db, Schemas().default_policy), user()
     await push(store, caller, ONE, IdempotencyKey(key="upload-1", digest=b"one"))
     with pytest.raises(Failure) as refused:
         await push(store, caller, ONE, IdempotencyKey(key="upload-1", digest=b"two"))
@@ -288,7 +288,7 @@ async def test_the_same_key_with_other_content_is_refused(db: Database) -> None:
 
 
 async def test_a_failure_in_the_middle_of_a_batch_leaves_nothing(db: Database) -> None:
-    store, caller = RecordStore(db), user()
+    store, caller = RecordStore(db, Schemas().default_policy), user()
     with pytest.raises(psycopg.errors.InvalidTextRepresentation):
         async with store.feed(caller, [KEYS[0]], rpc="test", idempotency=None, now=NOW) as feed:
             good = decide(feed, ONE.changes, policy=CLIENT_WINS)
@@ -299,7 +299,7 @@ async def test_a_failure_in_the_middle_of_a_batch_leaves_nothing(db: Database) -
 
 
 async def test_a_user_cut_off_while_holding_the_feed_blocks_nobody(db: Database) -> None:
-    store, caller = RecordStore(db), user()
+    store, caller = RecordStore(db, Schemas().default_policy), user()
     with pytest.raises(psycopg.OperationalError):
         async with store.feed(caller, [KEYS[0]], rpc="test", idempotency=None, now=NOW), db.transaction() as other:
             await other.connection.execute(
