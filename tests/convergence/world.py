@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -115,7 +116,7 @@ async def _set_policies(edge: Edge) -> None:
 
 async def _until_serving(child: Child) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not any('"serving"' in line for line in child.last_lines(1000)):
+        while not any('"serving"' in line for line in child.last_lines(sys.maxsize)):
             await asyncio.sleep(0.02)
 
 
