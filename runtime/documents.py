@@ -26,7 +26,7 @@ def items_and_more(document: bytes, field: str) -> tuple[list[Any], dict[str, An
 
     Raises Failure: MALFORMED_REQUEST for what is no JSON object, FIELD_MISSING and FIELD_INVALID for the list.
     """
-    parsed = _parse(document)
+    parsed = parse(document)
     return _listed(parsed, field), parsed
 
 
@@ -35,7 +35,7 @@ def one_or_items(document: bytes, field: str) -> tuple[dict[str, Any] | None, li
 
     Raises Failure as items_and_more.
     """
-    parsed = _parse(document)
+    parsed = parse(document)
     if isinstance(parsed, list):
         return None, counted(parsed, field)
     if isinstance(parsed, dict) and field not in parsed:
@@ -101,7 +101,8 @@ def _listed(parsed: Any, field: str) -> list[Any]:
     return counted(found, field)
 
 
-def _parse(document: bytes) -> Any:
+def parse(document: bytes) -> Any:
+    """A JSON document. Raises Failure(MALFORMED_REQUEST) for what is none."""
     if not document.strip():
         raise Failure(Reason.MALFORMED_REQUEST, "The body is empty.")
     try:

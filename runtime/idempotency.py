@@ -13,6 +13,7 @@ from google.api import httpbody_pb2
 from google.protobuf.message import Message
 
 from runtime.call import IdempotencyKey
+from runtime.documents import parse
 from runtime.errors import invalid
 
 MAX_KEY_CHARS: Final = 255
@@ -22,7 +23,7 @@ _PRINTABLE: Final = re.compile(r"[\x21-\x7e]+")
 def idempotency_key_of(metadata: Mapping[str, str], request: Any) -> IdempotencyKey | None:
     """The key that a call carries in its headers or inside its request; None for a call without one.
 
-    Raises Failure(FIELD_INVALID) for a key that is too long or cannot be printed.
+    Raises Failure: FIELD_INVALID for a key that is too long or cannot be printed, MALFORMED_REQUEST.
     """
     key = metadata.get("idempotency-key") or metadata.get("x-idempotency-key") or _key_inside(request)
     if not key:
@@ -39,12 +40,11 @@ def _key_inside(request: Any) -> str:
     document = _document(request)
     if b'"idempotency_key"' not in document:
         return str(getattr(request, "idempotency_key", ""))
-    try:
-        parsed = orjson.loads(document)
-    except orjson.JSONDecodeError:
-        return ""
+    parsed = parse(document)
     key = parsed.get("idempotency_key") if isinstance(parsed, dict) else None
-    return key if isinstance(key, str) else ""
+    if key is not None and not isinstance(key, str):
+        raise invalid("idempotency_key", "must be a string", "INVALID_TYPE")
+    return key or ""
 
 
 def _document(request: Any) -> bytes:

@@ -34,3 +34,8 @@ def parse_uuid(field: str, text: Any) -> str:
     if not isinstance(text, str) or not _UUID.fullmatch(text):
         raise invalid(field, "must be a UUID", "INVALID_FORMAT")
     return text.lower()
+
+
+def shown_id(text: Any) -> str:
+    """What was sent as an id, as far as an answer can show it; empty for what is no text."""
+    return text[:100].encode("utf-8", "replace").decode().replace("\x00", "") if isinstance(text, str) else ""

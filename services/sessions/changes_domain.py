@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
 from runtime.errors import Failure, Reason
 from services.sessions.policies_domain import Policy, Side, Winner, judge
-from services.sessions.records_domain import Key, Known, Prepared, Write
+from services.sessions.records_domain import Key, Known, Prepared, Write, identical
 from services.sessions.schemas import encode
 
 NO_VERSION = 0
@@ -110,17 +111,38 @@ class Decided(NamedTuple):
     position: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Allowance:
+    """How many new records of some kind may be stored."""
+
+    day_of: Mapping[Key, date]
+    """The day that each of them would count for."""
+    left: Mapping[date, int]
+    """What the days still have room for."""
+
+
 class _State:
     """What is known while a push is decided; a group that fails is undone by going back to a copy."""
 
-    def __init__(self, known: Mapping[Key, Known], position: int) -> None:
+    def __init__(self, known: Mapping[Key, Known], position: int, allowance: Allowance | None) -> None:
         self.known = dict(known)
         self.position = position
+        self.allowance = allowance
+        self.left = Counter(allowance.left) if allowance else Counter()
         self.writes: dict[Key, Write] = {}
         self.conflicts: list[Conflict] = []
 
+    def admits(self, key: Key) -> bool:
+        """Whether there is room for a new record, which takes it."""
+        day = self.allowance.day_of.get(key) if self.allowance else None
+        if day is None:
+            return True
+        self.left[day] -= 1
+        return self.left[day] >= 0
+
     def copy(self) -> _State:
-        other = _State(self.known, self.position)
+        other = _State(self.known, self.position, self.allowance)
+        other.left = self.left.copy()
         other.writes, other.conflicts = dict(self.writes), list(self.conflicts)
         return other
 
@@ -145,13 +167,15 @@ def decide(
     items: Sequence[Change | Refused],
     *,
     policy: Policy | None = None,
+    allowance: Allowance | None = None,
     new_id: Callable[[], UUID] = uuid4,
 ) -> Decided:
     """Decides a push, change by change; a group is decided where its first change stands.
 
     `policy` stands in for the tenant's policies where a contract leaves no choice.
+    `allowance` bounds the new records of a kind; those beyond it are REJECTED with TIER_LIMIT.
     """
-    state = _State(feed.known, feed.position)
+    state = _State(feed.known, feed.position, allowance)
     policy_of = feed.policy_of if policy is None else lambda _: policy
     receipts: dict[int, Receipt] = {}
     for members in _groups(items):
@@ -194,9 +218,11 @@ def _receipt(
     if known is None:
         if item.data is None:
             return Receipt(key=key, status="DUPLICATE", version=NO_VERSION)  # what is not there is deleted already
+        if not state.admits(key):
+            return Receipt(key=key, status="REJECTED", version=NO_VERSION, failure=Failure(Reason.TIER_LIMIT))
         return _apply(state, item, item.data)
     held = None if known.deleted else known.data
-    if held == item.data:
+    if identical(held, item.data):
         return Receipt(key=key, status="DUPLICATE", version=version)
     if item.base_version == version:
         return _apply(state, item, item.data)
@@ -227,7 +253,7 @@ def _meet(state: _State, item: Change, known: Known, policy: Policy, new_id: Cal
     )
     if verdict.winner in (Winner.SERVER, Winner.NONE):
         return Receipt(key=item.key, status="CONFLICT", version=known.version, notice=notice)
-    if verdict.data == server.data:
+    if identical(verdict.data, server.data):
         return Receipt(key=item.key, status="DUPLICATE", version=known.version, notice=notice)
     applied = _apply(state, item, verdict.data)
     return Receipt(key=item.key, status="APPLIED", version=applied.version, notice=notice)

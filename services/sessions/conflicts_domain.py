@@ -190,7 +190,7 @@ class Conflicts:
             if winner is not Winner.SERVER:
                 data = conflict.client.data if resolution == "accept_client" else client_data
                 decided = decide(feed, [self._change(key, data, version, now)])
-                await feed.write(decided, now)
+                await feed.write(decided._replace(receipts=[]), now)  # a decision is no push
                 version = decided.receipts[0].version
         return Resolved(conflict_id=id, winner=winner, version=version)
 

@@ -16,7 +16,7 @@ from runtime.errors import Failure, Reason, invalid
 from runtime.ids import parse_uuid
 from services.sessions import paging
 from services.sessions.changes_domain import decide, typed_change
-from services.sessions.records_domain import Key, Prepared
+from services.sessions.records_domain import Key, Prepared, identical
 
 if TYPE_CHECKING:
     from services.sessions.domains import Domains
@@ -94,7 +94,7 @@ class ExerciseSessions:
             if feed.answer is not None:
                 return _session(feed.answer["id"], feed.answer["data"])
             known = feed.known.get(change.key)
-            if known is not None and known.data != change.data:
+            if known is not None and not identical(known.data, change.data):
                 raise Failure(Reason.IDEMPOTENCY_CONFLICT, "id: another session has this id")
             await feed.write(decide(feed, [change]), now)
             await feed.keep(_CREATE, key, {"id": change.key.id, "data": change.data}, now)

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from runtime.errors import invalid
+from runtime.errors import invalid, missing
 
 
 class Strategy(StrEnum):
@@ -72,7 +72,9 @@ def default_policy(strategy: Strategy) -> Policy:
 
 
 def parse_policy(strategy: str, auto_resolve: bool | None, notify_on_conflict: bool) -> Policy:
-    """A policy by its names. Raises Failure(FIELD_INVALID) for an unknown one, or for manual with auto_resolve."""
+    """A policy by its names. Raises Failure: FIELD_MISSING, FIELD_INVALID, also for manual with auto_resolve."""
+    if not strategy:
+        raise missing("resolution_policy")
     if strategy not in tuple(Strategy):
         raise invalid("resolution_policy", f"must be one of {', '.join(Strategy)}", "UNKNOWN_VALUE")
     manual = strategy == Strategy.MANUAL

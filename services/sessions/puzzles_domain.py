@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from runtime.call import IdempotencyKey, Principal
 from runtime.clock import canonical_time, parse_moment, parse_time, plausible
 from runtime.errors import Failure, Reason, kept, recalled
-from runtime.ids import parse_id
+from runtime.ids import parse_id, shown_id
 from services.sessions import paging
 from services.sessions.batches import capture, named
-from services.sessions.changes_domain import Change, decide, typed_change
+from services.sessions.changes_domain import Allowance, Change, decide, typed_change
 from services.sessions.records_domain import Key, Prepared, Record
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class PuzzleSessions:
         changes = named(capture(lambda item: self._change(item, now), submitted), "sessions")
         good = [change for change in changes if isinstance(change, Change)]
         bad = [
-            Rejected(id=_shown_id(item), failure=change)
+            Rejected(id=shown_id(item.id if isinstance(item, Submitted) else None), failure=change)
             for item, change in zip(submitted, changes, strict=True)
             if isinstance(change, Failure)
         ]
@@ -94,15 +94,13 @@ class PuzzleSessions:
                 # What was refused then is refused again, though the clock may have made it good since.
                 known = [Rejected(id=one["id"], failure=recalled(one)) for one in feed.answer["rejected"]]
                 return _replayed(feed.answer, good, known)
-            refused = await self._free_tier.over_limit(caller, feed, good)
-            admitted = [change for change in good if change.key not in refused]
-            decided = decide(feed, admitted)
+            decided = decide(feed, good, allowance=await self._free_tier.allowance(caller, feed, good))
             await feed.write(decided, now)
-            counts = Counter(receipt.status == "CONFLICT" for receipt in decided.receipts)
+            counts = Counter(receipt.status for receipt in decided.receipts)
             answer = {
-                "synced": counts[False],
-                "conflicts": counts[True],
-                "refused": [one.id for one in refused],
+                "synced": counts["APPLIED"] + counts["DUPLICATE"],
+                "conflicts": counts["CONFLICT"],
+                "refused": list(dict.fromkeys(one.key.id for one in decided.receipts if one.failure is not None)),
                 "rejected": [{"id": one.id, **kept(one.failure)} for one in bad],
             }
             await feed.keep(_UPLOAD, key, answer, now)
@@ -128,21 +126,16 @@ class FreeTier:
         """`per_day`: new sessions per UTC day of their timestamp."""
         self._per_day = per_day
 
-    async def over_limit(self, caller: Principal, feed: Feed, changes: Iterable[Change]) -> dict[Key, None]:
-        """The keys of the puzzle sessions that a free account has no room for; known ones never count."""
+    async def allowance(self, caller: Principal, feed: Feed, changes: Iterable[Change]) -> Allowance | None:
+        """What a free account has room for of a push's puzzle sessions; None: all. Known ones never count."""
         if caller.tier != FREE_TIER:
-            return {}
+            return None
         sessions = (one for one in changes if one.key.domain == DOMAIN and one.data is not None)
-        new = {one.key: day(one) for one in sessions if one.key not in feed.known}
-        if not new:
-            return {}
-        taken = Counter(await feed.count_by_day(DOMAIN, sorted(set(new.values()))))
-        refused: dict[Key, None] = {}
-        for key, on in new.items():
-            taken[on] += 1
-            if taken[on] > self._per_day:
-                refused[key] = None
-        return refused
+        day_of = {one.key: day(one) for one in sessions if one.key not in feed.known}
+        if not day_of:
+            return None
+        taken = await feed.count_by_day(DOMAIN, sorted(set(day_of.values())))
+        return Allowance(day_of=day_of, left={on: self._per_day - taken.get(on, 0) for on in day_of.values()})
 
 
 def prepare(data: dict[str, Any], now: datetime) -> Prepared:
@@ -173,10 +166,3 @@ def _replayed(answer: dict[str, Any], good: Sequence[Change], bad: Sequence[Reje
     if not bad and len(refused) == len({change.key for change in good}):
         raise limit
     return Uploaded(synced=answer["synced"], conflicts=answer["conflicts"], rejected=[*bad, *refused])
-
-
-def _shown_id(item: Submitted | Failure) -> str:
-    id = item.id if isinstance(item, Submitted) else None
-    if not isinstance(id, str):
-        return ""
-    return id[:100] if id.isascii() else id[:100].encode("utf-8", "replace").decode()

@@ -26,6 +26,19 @@ class Known(NamedTuple):
     """When it was changed last, by the corrected clock of the phone that did."""
 
 
+def identical(one: Any, other: Any) -> bool:
+    """Whether two JSON values are the same; to Python 1 is true and 0 is false, to a phone they are not."""
+    return bool(one == other) and _same_kinds(one, other)
+
+
+def _same_kinds(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return all(_same_kinds(value, other[name]) for name, value in one.items())
+    if isinstance(one, list):
+        return all(map(_same_kinds, one, other))
+    return isinstance(one, bool) is isinstance(other, bool)
+
+
 class Prepared(NamedTuple):
     """What is stored of a record's data once it was checked."""
 

@@ -349,7 +349,7 @@ class Stream:
     async def _push(self, request_id: str, push: Push) -> None:
         """Begins to store a push; the next one is read meanwhile, and stored when this one is."""
         await self.watch.count(PUSH_METHOD)
-        reading = self._streams.sync.read(push.changes, self._offset)
+        reading = self._streams.sync.read(push.changes, "", self._offset)
         if self._storing is not None:
             await self._storing
         self._storing = asyncio.create_task(self._answer(request_id, self._store(reading, push.key)))

@@ -39,7 +39,7 @@ def change_from_json(item: Any, group: Any) -> Pushed:
         operation=item.get("operation"),
         data=item.get("data"),
         client_time=item.get("client_time"),
-        group=group if own is None else own,
+        group=own or group,
     )
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from runtime.call import IdempotencyKey, Principal
 from runtime.clock import EARLIEST, parse_time
 from runtime.errors import Failure, Reason, invalid, kept, missing, recalled
-from runtime.ids import parse_id
+from runtime.ids import parse_id, shown_id
 from services.sessions.changes_domain import Change, Notice, Receipt, Refused, decide
 from services.sessions.records_domain import Key
 from services.sessions.schemas import encode
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1000
 MAX_GROUP_CHARS: Final = 64
+MAX_VERSION: Final = 2**31 - 1
 _PUSH: Final = "sync.push"
 _CHECK_BYTES: Final = 6
 _FILTER_BYTES: Final = 4
@@ -113,15 +114,19 @@ class Sync:
         pushed: Sequence[Pushed | Failure],
         key: IdempotencyKey | None,
         *,
+        group: Any = "",
         clock_offset: timedelta = timedelta(0),
     ) -> Answer:
-        """Decides each change and stores what is accepted; `clock_offset` is how far the phone's clock lags ours."""
-        return await self.store(caller, self.read(pushed, clock_offset), key)
+        """Decides each change and stores what is accepted.
 
-    def read(self, pushed: Sequence[Pushed | Failure], clock_offset: timedelta) -> Reading:
+        `group` is that of a change that could not even be read; `clock_offset` is how far the phone's clock lags ours.
+        """
+        return await self.store(caller, self.read(pushed, group, clock_offset), key)
+
+    def read(self, pushed: Sequence[Pushed | Failure], group: Any, clock_offset: timedelta) -> Reading:
         """What a push asks for, each change checked by itself: the part that needs no database."""
         now = self._now()
-        items = [self._item(one, f"changes[{index}]", now, clock_offset) for index, one in enumerate(pushed)]
+        items = [self._item(one, f"changes[{index}]", group, now, clock_offset) for index, one in enumerate(pushed)]
         sent = {
             (item.key, item.raw)
             for item, one in zip(items, pushed, strict=True)
@@ -137,8 +142,8 @@ class Sync:
         async with self._store.feed(caller, keys, rpc=_PUSH, idempotency=key, now=now) as feed:
             if feed.answer is not None:
                 return Answer(receipts=[_recalled(one) for one in feed.answer], server_time=now)
-            over_limit = await self._free_tier.over_limit(caller, feed, changes)
-            decided = decide(feed, [_limited(item, over_limit) for item in items])
+            allowance = await self._free_tier.allowance(caller, feed, changes)
+            decided = decide(feed, items, allowance=allowance)
             await feed.write(decided, now)
             if key is not None:
                 await feed.keep(_PUSH, key, [_kept(receipt) for receipt in decided.receipts], now)
@@ -193,20 +198,24 @@ class Sync:
                 raise invalid("domains", "names a domain that is not known here", "UNKNOWN_VALUE")
         return wanted
 
-    def _item(self, one: Pushed | Failure, place: str, now: datetime, offset: timedelta) -> Change | Refused:
+    def _item(
+        self, one: Pushed | Failure, place: str, group: Any, now: datetime, offset: timedelta
+    ) -> Change | Refused:
         if isinstance(one, Failure):
-            return Refused(key=Key("", ""), group="", failure=one.within(place))
+            return Refused(key=Key("", ""), group=group if isinstance(group, str) else "", failure=one.within(place))
         try:
             return self._change(one, now, offset)
         except Failure as failure:
-            key = Key(*(text[:64] if isinstance(text, str) else "" for text in (one.domain, one.id)))
+            key = Key(shown_id(one.domain), shown_id(one.id))
             group = one.group if isinstance(one.group, str) else ""
             return Refused(key=key, group=group, failure=failure.within(place))
 
     def _change(self, one: Pushed, now: datetime, offset: timedelta) -> Change:
         key = Key(_domain(one.domain, self._domains), parse_id("id", one.id))
-        if one.base_version is not None and (type(one.base_version) is not int or one.base_version < 0):
-            raise invalid("base_version", "must be a whole number from 0", "INVALID_TYPE")
+        if one.base_version is not None and type(one.base_version) is not int:
+            raise invalid("base_version", "must be a whole number", "INVALID_TYPE")
+        if one.base_version is not None and not 0 <= one.base_version <= MAX_VERSION:
+            raise invalid("base_version", f"must be 0 to {MAX_VERSION}")
         deleted = _deleted(one.operation)
         change_time = _change_time(one.client_time, now, offset)
         group = _group(one.group)
@@ -280,12 +289,6 @@ def _check_known(position: int, last: int, horizon: int) -> None:
     # Deletions may have been forgotten since, or the server was set back to a backup.
     if position and not horizon <= position <= last:
         raise Failure(Reason.RESYNC_REQUIRED)
-
-
-def _limited(item: Change | Refused, over_limit: dict[Key, None]) -> Change | Refused:
-    if isinstance(item, Change) and item.key in over_limit:
-        return Refused(key=item.key, group=item.group, failure=Failure(Reason.TIER_LIMIT))
-    return item
 
 
 def _domain(domain: Any, domains: Domains) -> str:

@@ -49,9 +49,11 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
 
     async def PushChangesJson(self, request: pb.PushChangesJsonRequest, context: Context) -> HttpBody:
         found, rest = items_and_more(request.document.data, "changes")
-        pushed = capture(lambda item: convert.change_from_json(item, rest.get("atomic_group")), found)
+        group = rest.get("atomic_group")
+        pushed = capture(lambda item: convert.change_from_json(item, group), found)
         offset = self._sync.clock_offset(header("x-client-time"))
-        return convert.push_document(await self._sync.push(principal(), pushed, idempotency_key(), clock_offset=offset))
+        answer = await self._sync.push(principal(), pushed, idempotency_key(), group=group, clock_offset=offset)
+        return convert.push_document(answer)
 
     async def PullChanges(self, request: pb.PullChangesRequest, context: Context) -> pb.PullChangesResponse:
         page = await self._sync.pull(principal(), request.cursor, request.domains, request.limit)
