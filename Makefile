@@ -21,12 +21,12 @@ PROTOS := $(shell find protos -mindepth 1 -type d -o -name '*.proto')
 $(shell test -x $(BIN)/python || rm -f $(VENV)/.*-stamp)
 
 # Every lock can generate gen/; the one that the command installs anyway does.
-GENERATOR := $(or $(filter bench,$(MAKECMDGOALS)),$(if $(filter test lint breaking,$(MAKECMDGOALS)),dev),run)
+GENERATOR := $(or $(filter bench,$(MAKECMDGOALS)),$(if $(filter test converge lint breaking,$(MAKECMDGOALS)),dev),run)
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
 	--only-binary :all:
 
-.PHONY: help run test lint breaking format protos lock bench clean
+.PHONY: help run test converge lint breaking format protos lock bench clean
 
 help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ run: $(VENV)/.run-stamp gen/.stamp  ## Run the whole mesh on this machine, until
 
 test: $(VENV)/.dev-stamp gen/.stamp  ## Run the tests, on a real database and a real edge (ARGS="-k name")
 	@$(BIN)/python -m pytest -q -n auto $(ARGS)
+
+converge: $(VENV)/.dev-stamp gen/.stamp  ## Let phones go offline and parts die for long (ARGS="--steps 100000 --seed 7")
+	@$(BIN)/python -m tests.convergence $(ARGS)
 
 lint: $(VENV)/.dev-stamp gen/.stamp  ## Check style, types and protos
 	@$(BIN)/ruff check .
