@@ -85,7 +85,8 @@ async def world(directory: Path) -> AsyncIterator[World]:
         database = await start(postgres_part(directory / "postgres", log=directory / "postgres.log"))
         cache = redis_part(directory / "redis", log=directory / "redis.log")
         redis = await start(cache) if cache else None
-        config = config_for(directory / "home", database_url=database.part.url, redis_url=cache.url if cache else "")
+        redis_url = cache.url if cache else ""
+        config = config_for(directory / "home", database_url=database.part.url, redis_url=redis_url, share_address=True)
         edge = await stack.enter_async_context(envoy_for(config, directory / "edge"))
         auth = service_part("auth", config, directory)
         await start(replace(auth, env={**auth.env, "SATCHEL_ADMIN_EMAIL": ADMIN}))

@@ -188,7 +188,7 @@ async def until_logged(log: Path, child: Child, task: asyncio.Task[Any]) -> None
 
 async def test_two_replicas_share_one_address_and_cover_for_each_other(database_url: str, directory: Path) -> None:
     """Two processes on one port by SO_REUSEPORT: one is killed, and the phone notices at most a repeat."""
-    config = config_for(directory / "home", database_url=database_url)
+    config = config_for(directory / "home", database_url=database_url, share_address=True)
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(envoy_for(config, directory / "edge"))
         for name in ("auth", "uploads", "health", "websocket"):
