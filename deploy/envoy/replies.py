@@ -18,6 +18,9 @@ DIALECT_NAMES: Final[dict[int, str]] = {number: name for name, number in options
 # A caller is told 400: with 426 goes a header that names the protocol, and Envoy lets none through.
 UPGRADE_REQUIRED: Final = 426
 
+# What became of a call whose process stopped in the middle; a caller that has gone away itself reads nothing.
+CANCELLED: Final = 499
+
 # What each status means that Envoy, or a service without a body of ours, answers with; any other one of its class
 # means what 400 and 500 mean.
 REASONS: Final = {
@@ -30,6 +33,7 @@ REASONS: Final = {
     UPGRADE_REQUIRED: Reason.MALFORMED_REQUEST,
     429: Reason.RATE_LIMITED,
     431: Reason.TOO_LARGE,
+    CANCELLED: Reason.UNAVAILABLE,
     500: Reason.INTERNAL,
     501: Reason.UNIMPLEMENTED,
     502: Reason.INTERNAL,
@@ -44,7 +48,7 @@ _MESSAGES: Final = {
     431: "The headers of the request are too large.",
 }
 # Seconds after which the same call may do; only where waiting helps.
-_RETRY_AFTER: Final = {503: 1}
+_RETRY_AFTER: Final = {503: 1, CANCELLED: 1}
 
 # Faults that the transcoder names a field with, or that are worth more than "cannot be read", by their keys in the Lua.
 _FAULTS: Final = {
@@ -105,7 +109,7 @@ def _answers(dialect: int) -> Config:
         "statuses": {
             status: {
                 # A refusal keeps its status; a failure of ours has the one in the error table.
-                **({"status": reason.row.http} if status >= 500 or status == UPGRADE_REQUIRED else {}),
+                **({"status": reason.row.http} if status >= 500 or status in (UPGRADE_REQUIRED, CANCELLED) else {}),
                 "body": _body(Failure(reason, _MESSAGES.get(status, "")), dialect),
                 **({"retry_after": _RETRY_AFTER[status]} if status in _RETRY_AFTER else {}),
             }

@@ -60,7 +60,7 @@ class Domains:
     def _happen_time(self, domain: str, data: dict[str, Any], now: datetime) -> datetime | None:
         """When the thing took place; None where its domain or the record itself doesn't say."""
         file = self._schemas[domain]
-        text = data.get(file.time)
+        text = data.get(file.time) if file.time else None
         if text is None:
             return None
         if not isinstance(text, str):

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -384,7 +384,7 @@ class Stream:
                 return await self._streams.conflicts.find(self.caller, conflict_id)
         if not self._behind or not self._welcomed or self.full_since:
             return None
-        self._behind = False
+        self._behind, begun = False, self.position
         try:
             page = await self._streams.sync.page(self.caller, self._place, self._domains, PAGE_SIZE)
         except Exception as error:
@@ -392,16 +392,18 @@ class Stream:
             if failure.reason is Reason.RESYNC_REQUIRED:
                 raise failure from None
             return None  # the next look at all feeds finds it behind again
-        # What this phone pushed while the page was read is not news to it.
-        entries = [entry for entry in page.entries if entry.position > self.position]
+        if self.position != begun:
+            # A push came in between, and its receipts carry a cursor: a page must not overtake them.
+            self._behind = True
+            return None
         self._behind = self._behind or page.has_more
-        self.position, self._floor = max(self.position, page.position), page.floor
-        if not entries:
+        self.position, self._floor = page.position, page.floor
+        if not page.entries:
             return None
         self._unacknowledged.append(page.position)
         if len(self._unacknowledged) >= MAX_UNACKNOWLEDGED:
             self.full_since = time.monotonic()
-        return replace(page, entries=entries)
+        return page
 
     @property
     def _place(self) -> Place:

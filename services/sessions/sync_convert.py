@@ -41,7 +41,7 @@ def change_from_json(item: Any, group: Any) -> Pushed:
         operation=item.get("operation"),
         data=item.get("data"),
         client_time=item.get("client_time"),
-        group=own or group,
+        group=group if own is None or own == "" else own,
     )
 
 

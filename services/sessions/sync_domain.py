@@ -151,7 +151,7 @@ class Sync:
         """Decides a push that was read and stores what is accepted."""
         items, now = reading.items, reading.time
         changes = [item for item in items if isinstance(item, Change)]
-        keys = [change.key for change in changes]
+        keys = [item.key for item in items if item.key.id]  # a receipt tells the version, whatever became of the change
         async with self._store.feed(caller, keys, rpc=_PUSH, idempotency=key, now=now) as feed:
             if feed.answer is not None:
                 return Answer(receipts=[_recalled(one) for one in feed.answer], server_time=now)

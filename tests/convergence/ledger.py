@@ -179,9 +179,8 @@ def every_version_has_one_author(ledger: Ledger, feed: Sequence[Entry]) -> dict[
         if case.decided:
             if case.choice != "accept_server":
                 authors.setdefault((case.key, case.decided[0]), case)
-        elif case.refused:  # one of the attempts was heard, and who made it was not told so
-            if case.choice != "accept_server":
-                unknown[case.key].append(case)
+        elif case.refused and case.choice != "accept_server":
+            unknown[case.key].append(case)  # one of the attempts was heard, and who made it was not told so
 
     keys = [entry.key for entry in feed]
     assert len(set(keys)) == len(keys), "a record is in the feed twice"

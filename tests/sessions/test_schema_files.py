@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.config import Config, ConfigError
+from runtime.errors import Failure
 from services.sessions.domains import Domains
 from services.sessions.exercises_domain import Catalogue
 from services.sessions.policies_domain import Strategy
@@ -69,8 +70,10 @@ def test_the_time_line_says_when_a_record_took_place(tmp_path: Path) -> None:
     domains = Domains(Schemas(written(tmp_path, "plant.json", PLANT)), Catalogue())
     seen = {"species": "oak", "seen_at": "2026-02-26T12:00:00+02:00"}
     assert domains.prepare("plant", seen, NOW).happen_time == datetime(2026, 2, 26, 10, tzinfo=UTC)
-    for unreadable in ("last week", "1970-01-01T00:00:00Z"):
-        assert domains.prepare("plant", {"species": "oak", "seen_at": unreadable}, NOW).happen_time is None
+    assert domains.prepare("plant", {"species": "oak"}, NOW).happen_time is None
+    for unreadable in ("last week", "1970-01-01T00:00:00Z", "2026-03-26T10:00:00Z", 7):
+        with pytest.raises(Failure, match="seen_at"):
+            domains.prepare("plant", {"species": "oak", "seen_at": unreadable}, NOW)
 
 
 def test_files_may_refer_to_each_other_and_to_ours(tmp_path: Path) -> None:
@@ -103,6 +106,8 @@ def test_files_may_refer_to_each_other_and_to_ours(tmp_path: Path) -> None:
         ("plant.json", {"type": "object"}, "x-version must be a whole number from 1"),
         ("plant.json", {**PLANT, "x-time": "seen"}, "x-time must name one of its properties"),
         ("plant.json", {**PLANT, "x-time": 7}, "x-time must name one of its properties"),
+        ("plant.json", {**PLANT, "x-time-lead-seconds": -1}, "x-time-lead-seconds must be a number from 0 to 86400"),
+        ("plant.json", {**PLANT, "x-time-lead-seconds": "1"}, "x-time-lead-seconds must be a number from 0 to 86400"),
         ("Plant.json", PLANT, "a domain's name is"),
         ("2plants.json", PLANT, "a domain's name is"),
         ("my-plant.json", PLANT, "a domain's name is"),
