@@ -17,7 +17,7 @@ _END_RECORDS: Final = """
     FROM (
         SELECT domain, id, row_number() OVER (ORDER BY position) AS place FROM (
             SELECT domain, id, position FROM sessions.records
-            WHERE user_id = %b AND NOT deleted ORDER BY position LIMIT %b) AS live) AS next
+            WHERE user_id = %b AND position > 0 AND NOT deleted ORDER BY position LIMIT %b) AS live) AS next
     WHERE user_id = %b AND records.domain = next.domain AND records.id = next.id"""
 _ADVANCE_FEED: Final = "UPDATE sessions.feeds SET position = position + %b WHERE user_id = %b"
 _FORGET: Final = """

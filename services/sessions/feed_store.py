@@ -10,25 +10,34 @@ from uuid import UUID
 from psycopg.rows import tuple_row
 
 from runtime.database import Database
+from services.sessions.schemas import MAX_RECORD_BYTES
 
 # More than this is not sent at once, whatever the number of records.
 PAGE_BYTES: Final = 4 * 1024 * 1024
+# So many records of the largest size are not too much.
+FEW: Final = PAGE_BYTES // MAX_RECORD_BYTES
 
 _STANDING: Final = "SELECT position, horizon FROM sessions.feeds WHERE user_id = %b"
 _HORIZON: Final = "SELECT horizon FROM sessions.feeds WHERE user_id = %b"
-# The index on (user_id, position) gives as many rows as are asked for, in their order; the contents of those that are
-# too many bytes are never read. A row from before sizes were kept counts for what it takes on disk.
-_PAGE: Final = """
-    SELECT position, domain, id, version, deleted, data::text, update_time, bytes FROM (
-        SELECT *, sum(size) OVER (ORDER BY position) AS bytes
+# The partial index on (user_id, position) gives as many rows as are asked for, in their order.
+_NEXT: Final = """
+    FROM sessions.records
+    WHERE user_id = %b AND position > %b AND position > 0 AND (%b::text[] IS NULL OR domain = ANY(%b::text[]))
+    ORDER BY position LIMIT %b"""
+# A row from before sizes were kept counts for what it takes on disk.
+_SIZE: Final = f"""
+    SELECT coalesce(sum(coalesce(size, stored)), 0)
+    FROM (SELECT size, CASE WHEN size IS NULL THEN pg_column_size(data) END AS stored {_NEXT}) AS found"""  # noqa: S608  # of constants
+AFTER: Final = f"SELECT position, domain, id, version, deleted, data::text, update_time {_NEXT}"
+# The same as far as it is not too large; the contents of what is too much are never read.
+_SOME_AFTER: Final = f"""
+    SELECT position, domain, id, version, deleted, data::text, update_time
+    FROM (
+        SELECT *, sum(size) OVER (ORDER BY position) - size AS size_before
         FROM (
             SELECT position, domain, id, version, deleted, data, update_time,
-                coalesce(size, pg_column_size(data)) AS size
-            FROM sessions.records
-            WHERE user_id = %b AND position > %b {filter} ORDER BY position LIMIT %b) AS found) AS page
-    WHERE bytes - size < %b ORDER BY position"""
-AFTER: Final = _PAGE.format(filter="")
-_AFTER_IN_DOMAINS: Final = _PAGE.format(filter="AND domain = ANY(%b::text[])")
+                coalesce(size, pg_column_size(data)) AS size {_NEXT}) AS found) AS page
+    WHERE size_before < %b ORDER BY position"""  # noqa: S608  # of constants
 _POSITIONS: Final = "SELECT user_id, position FROM sessions.feeds WHERE user_id = ANY(%b)"
 
 
@@ -67,23 +76,28 @@ class FeedStore:
 
         Positions are taken and committed under the feed's lock, so nothing can appear behind an entry that was read.
         """
+        chosen = list(domains) or None
+        asked = [user_id, position, chosen, chosen, limit + 1]
         async with self._database.statements() as statements:
             cursor = statements.connection.cursor(row_factory=tuple_row, binary=True)
             await cursor.execute(_STANDING, [user_id], prepare=True)
             last, horizon = await cursor.fetchone() or (0, 0)
             if last <= position:
                 return Stretch([], last, False, horizon)
-            if domains:
-                values = [user_id, position, list(domains), limit + 1, PAGE_BYTES]
-                await cursor.execute(_AFTER_IN_DOMAINS, values, prepare=True)
+            cut = False
+            if limit > FEW:
+                await cursor.execute(_SIZE, asked, prepare=True)
+                cut = (await cursor.fetchone() or (0,))[0] > PAGE_BYTES
+            if cut:
+                await cursor.execute(_SOME_AFTER, [*asked, PAGE_BYTES], prepare=True)
             else:
-                await cursor.execute(AFTER, [user_id, position, limit + 1, PAGE_BYTES], prepare=True)
-            rows = await cursor.fetchall()
+                await cursor.execute(AFTER, asked, prepare=True)
+            entries = list(map(Entry._make, await cursor.fetchall()))
             # Asked after the page: tombstones that were swept away before it was read are known to be missing.
             await cursor.execute(_HORIZON, [user_id], prepare=True)
             (horizon,) = await cursor.fetchone() or (0,)
-        entries = [Entry._make(row[:-1]) for row in rows[:limit]]
-        if len(rows) > limit or (rows and rows[-1][-1] >= PAGE_BYTES):
+        if cut or len(entries) > limit:
+            entries = entries[:limit]
             return Stretch(entries, entries[-1].position, True, horizon)
         # All there is has been read, so nothing that is not here can stand before what was last then.
         return Stretch(entries, max(last, entries[-1].position if entries else 0), False, horizon)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, datetime
 from typing import Any, Final
@@ -49,12 +49,14 @@ _LOCK_FEED: Final = "SELECT position FROM sessions.feeds WHERE user_id = %b FOR 
 _ANSWER: Final = """
     SELECT digest, answer FROM sessions.idempotency_keys
     WHERE user_id = %b AND rpc = %b AND key = %b AND create_time > %b"""
-# Lists rather than a join with pairs: the index is walked once, and the planner has no other way to prefer. What fits
-# the lists and was not asked for does no harm.
+# One look into the primary key for each, whatever the planner thinks of the table: with lists, or with a join, it may
+# walk all of the user's records instead.
 _KNOWN: Final = """
-    SELECT domain, id, version, deleted, data, coalesce(change_time, update_time) AS change_time
-    FROM sessions.records
-    WHERE user_id = %b AND domain = ANY(%b::text[]) AND id = ANY(%b::text[])"""
+    SELECT known.* FROM unnest(%b::text[], %b::text[]) AS wanted (domain, id)
+    CROSS JOIN LATERAL (
+        SELECT domain, id, version, deleted, data, coalesce(change_time, update_time) AS change_time
+        FROM sessions.records
+        WHERE user_id = %b AND records.domain = wanted.domain AND records.id = wanted.id OFFSET 0) AS known"""
 WRITE: Final = """
     INSERT INTO sessions.records AS known (
         user_id, domain, id, version, position, deleted, data, size, happen_time, change_time, create_time, update_time)
@@ -237,32 +239,22 @@ class RecordStore:
         user_id = caller.user_id
         async with self._database.transaction() as transaction:
             connection = transaction.connection
-            answered: psycopg.AsyncCursor[Any] | None = None
-            async with connection.pipeline():
+            standing = await _locked(connection, user_id, keys, rpc, idempotency, now)
+            if standing is None:  # the user's first call
                 await connection.execute(_CREATE_FEED, [user_id], prepare=True)
-                locked = await connection.execute(_LOCK_FEED, [user_id], prepare=True)
-                if idempotency is not None:
-                    values = [user_id, rpc, idempotency.key, now - KEY_LIFETIME]
-                    answered = await connection.execute(_ANSWER, values, prepare=True)
-                wanted = [user_id, list({key.domain for key in keys}), [key.id for key in keys]]
-                found = await connection.execute(_KNOWN, wanted, prepare=True)
-                decided = await connection.execute(_POLICIES, [caller.tenant_id, wanted[1]], prepare=True)
-            row = await locked.fetchone()
-            if row is None:
+                standing = await _locked(connection, user_id, keys, rpc, idempotency, now)
+            if standing is None:
                 raise LookupError("the feed that was just created is gone")
-            before = await answered.fetchone() if answered else None
+            position, before, known = standing
             if before and idempotency and before["digest"] != idempotency.digest:
                 raise Failure(Reason.IDEMPOTENCY_CONFLICT)
-            known = {
-                Key(one["domain"], one["id"]): Known(one["version"], one["deleted"], one["data"], one["change_time"])
-                for one in await found.fetchall()
-            }
+            policies = await _policies(connection, caller.tenant_id, known) if known else {}
             feed = Feed(
                 connection,
                 caller,
-                position=row["position"],
+                position=position,
                 known=known,
-                policies={one["domain"]: _policy(one) for one in await decided.fetchall()},
+                policies=policies,
                 default_policy=self._default_policy,
                 answer=before["answer"] if before else None,
             )
@@ -310,6 +302,40 @@ class RecordStore:
         async with self._database.statements() as statements:
             row = await statements.one(_COUNT, user_id=user_id, domain=domain)
         return int(row["total"]) if row else 0
+
+
+async def _locked(
+    connection: Connection,
+    user_id: UUID,
+    keys: Sequence[Key],
+    rpc: str,
+    idempotency: IdempotencyKey | None,
+    now: datetime,
+) -> tuple[int, Row | None, dict[Key, Known]] | None:
+    """The position, what the call was answered before, and what is known under `keys`; None: there is no feed."""
+    answered: psycopg.AsyncCursor[Any] | None = None
+    async with connection.pipeline():
+        locked = await connection.execute(_LOCK_FEED, [user_id], prepare=True)
+        if idempotency is not None:
+            values = [user_id, rpc, idempotency.key, now - KEY_LIFETIME]
+            answered = await connection.execute(_ANSWER, values, prepare=True)
+        domains, ids = [key.domain for key in keys], [key.id for key in keys]
+        found = await connection.execute(_KNOWN, [domains, ids, user_id], prepare=True)
+    row = await locked.fetchone()
+    if row is None:
+        return None
+    known = {
+        Key(one["domain"], one["id"]): Known(one["version"], one["deleted"], one["data"], one["change_time"])
+        for one in await found.fetchall()
+    }
+    return row["position"], await answered.fetchone() if answered else None, known
+
+
+async def _policies(connection: Connection, tenant_id: int, keys: Iterable[Key]) -> dict[str, Policy]:
+    """What the tenant has decided for the domains of these keys."""
+    domains = list({key.domain for key in keys})
+    found = await connection.execute(_POLICIES, [tenant_id, domains], prepare=True)
+    return {row["domain"]: _policy(row) for row in await found.fetchall()}
 
 
 def _write_columns(writes: Sequence[Write]) -> list[list[Any]]:

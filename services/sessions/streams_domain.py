@@ -29,6 +29,8 @@ SCHEMA_VERSION: Final = 1
 PAGE_SIZE: Final = 500
 MAX_UNACKNOWLEDGED: Final = 4
 MAX_ANSWERS: Final = 4
+# Pushes that were read and are not yet stored: while PostgreSQL is busy with one, the others are checked.
+MAX_STORING: Final = 2
 MAX_STRIKES: Final = 3
 MAX_REQUEST_ID_CHARS: Final = 64
 MAX_WORD_CHARS: Final = 64
@@ -208,6 +210,7 @@ class Stream:
         self._domains: Sequence[str] = ()
         self._offset = timedelta(0)
         self._unacknowledged: deque[int] = deque()
+        self._places = asyncio.Semaphore(MAX_STORING)
         self._storing: asyncio.Task[None] | None = None
         self._behind = False
         self._strikes = 0
@@ -348,14 +351,17 @@ class Stream:
         )
 
     async def _push(self, request_id: str, push: Push) -> None:
-        """Begins to store a push; the next one is read meanwhile, and stored when this one is."""
+        """Begins to store a push; the next ones are read meanwhile, and stored in their order."""
         await self.watch.count(PUSH_METHOD)
         reading = self._streams.sync.read(push.changes, "", self._offset)
-        if self._storing is not None:
-            await self._storing
-        self._storing = asyncio.create_task(self._answer(request_id, self._store(reading, push.key)))
+        await self._places.acquire()
+        storing = self._store(self._storing, reading, push.key)
+        self._storing = asyncio.create_task(self._answer(request_id, storing))
+        self._storing.add_done_callback(lambda _: self._places.release())
 
-    async def _store(self, reading: Reading, key: IdempotencyKey | None) -> Receipts:
+    async def _store(self, before: asyncio.Task[None] | None, reading: Reading, key: IdempotencyKey | None) -> Receipts:
+        if before is not None:
+            await before
         answer = await self._streams.sync.store(self.caller, reading, key)
         for receipt in answer.receipts:
             if receipt.notice is not None:

@@ -7,6 +7,11 @@ from sqlalchemy.dialects import postgresql
 revision = "0002"
 down_revision = "0001"
 
+_PARTIAL = (
+    ("records_feed", ["user_id", "position"], True, "position > 0"),
+    ("records_by_happen_time", ["user_id", "domain", "happen_time", "id"], False, "happen_time IS NOT NULL"),
+)
+
 
 def upgrade() -> None:
     """Adds columns that the code before does not know, and the tables of policies and conflicts."""
@@ -15,6 +20,11 @@ def upgrade() -> None:
     op.add_column(
         "feeds", sa.Column("horizon", sa.BigInteger, nullable=False, server_default=sa.text("0")), schema="sessions"
     )
+    # Partial, with conditions that hold for every row that is looked for in them: otherwise PostgreSQL takes them, on a
+    # table that it has not yet analyzed, for as good as the primary key, and walks all of a user's records to find one.
+    for name, columns, unique, where in _PARTIAL:
+        op.drop_index(name, "records", schema="sessions")
+        op.create_index(name, "records", columns, unique=unique, schema="sessions", postgresql_where=sa.text(where))
     op.create_index(
         "records_tombstones",
         "records",
@@ -73,6 +83,9 @@ def downgrade() -> None:
         op.drop_table(table, schema="sessions")
     op.drop_index("idempotency_keys_by_age", "idempotency_keys", schema="sessions")
     op.drop_index("records_tombstones", "records", schema="sessions")
+    for name, columns, unique, _ in _PARTIAL:
+        op.drop_index(name, "records", schema="sessions")
+        op.create_index(name, "records", columns, unique=unique, schema="sessions")
     op.drop_column("feeds", "horizon", schema="sessions")
     op.drop_column("records", "size", schema="sessions")
     op.drop_column("records", "change_time", schema="sessions")
