@@ -26,7 +26,7 @@ GENERATOR := $(or $(filter bench,$(MAKECMDGOALS)),$(if $(filter test converge li
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
 	--only-binary :all:
 
-.PHONY: help run test converge lint breaking format protos lock bench clean
+.PHONY: help run test converge lint breaking format protos lock bench soak clean
 
 help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ lock: $(VENV)/.dev-stamp  ## Resolve requirements/*.in into the hash-pinned lock
 
 bench: $(VENV)/.bench-stamp gen/.stamp  ## Measure, each figure beside its floor
 	@$(BIN)/python -m bench $(ARGS)
+
+soak: $(VENV)/.run-stamp gen/.stamp  ## Hold streams open for long while others come and go (ARGS="--streams 1000 --minutes 5")
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 clean:  ## Remove what the other commands made, except the data in .satchel
 	@rm -rf $(VENV) gen .gen-* .mypy_cache .pytest_cache .ruff_cache .hypothesis

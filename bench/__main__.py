@@ -14,14 +14,15 @@ from pathlib import Path
 
 import uvloop
 
-from bench import calls, report, sync, uploads
-from bench.machine import machine
+from bench import calls, growth, latency, report, streams, sync, uploads
+from bench.machine import allow_files, machine
 from bench.memory import Usage, usage
 from bench.rounds import Pair, compare
 from bench.stack import stack
 
-GROUPS = ("calls", "batches", "sync", "memory", "start")
+GROUPS = ("calls", "batches", "sync", "latency", "streams", "growth", "memory", "start")
 STARTS = 3
+WANTED_FILES = 20_000
 SETTLED = 2.0  # seconds after the start, or the load, until memory is looked at
 
 NOTES = f"""\
@@ -41,6 +42,15 @@ machine's cores with everything they measure.
   service has, pydantic, and SQLAlchemy's async ORM on asyncpg into the same PostgreSQL. It makes the same promise, a
   receipt for each item and no bad one that sinks the rest, in the ORM's way: a savepoint for each.
 - {uploads.BULK}: the same app without that promise: one SELECT, one add_all, and one bad item sinks its batch.
+- Latency: {latency.USERS} users with two devices each, all connected through the edge. {latency.PUSHES} times, one
+  after the other, a device pushes one change; time runs from there until the user's other device has it, so it is more
+  than what lies between the commit and the other device.
+- Streams: what the process's RSS grows by when {streams.COUNT:,} idle streams are opened, {streams.USERS} users with
+  {streams.EACH} each, per stream; 1 KiB is 1,024 bytes. The gRPC streams of a user share a connection, as the edge has
+  the streams of many phones on one; WebSockets have a connection each.
+- Growth: the same calls, one after the other, on the same stack before and after other users' records were added, each
+  time by a new user with {growth.HISTORY:,} records, after VACUUM, ANALYZE and CHECKPOINT. Medians of {growth.PUSHES}
+  pushes and {growth.PULLS} pulls.
 - Memory is the sum over every process of the stack as PSS, where a page that n processes share counts 1/n in each: so
   PostgreSQL's shared buffers and the libraries count once. RSS counts them in every process."""
 
@@ -53,6 +63,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=GROUPS, help="measure this group; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every round to FILE")
     options = parser.parse_args()
+    allow_files(WANTED_FILES)
     uvloop.run(measure(options, set(options.only or GROUPS)))
 
 
@@ -63,6 +74,7 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
         home = directory / "home"
         starts = await _starts(home, workers) if "start" in groups else []
         pairs: list[Pair] = []
+        lines: list[report.Line] = []
         memory: dict[str, list[Usage]] = {}
         async with stack(home, workers=workers) as running:
             about = machine(running.database_url)
@@ -81,14 +93,23 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                         made = await make(exit)
                         await compare(made, rounds=options.rounds, seconds=options.seconds)
                     pairs += made
-            if memory and pairs:
+            if "latency" in groups:
+                _say("Measuring latency")
+                lines += await latency.lines(running)
+            if memory and (pairs or lines):
                 await asyncio.sleep(SETTLED)
                 memory["after the load"] = usage(running)
+        if "streams" in groups:
+            _say("Measuring streams")
+            lines += await streams.lines(home, workers=workers)
+        if "growth" in groups:
+            _say("Measuring growth")
+            lines += await growth.lines(directory / "growth", workers=workers, say=_say)
     about["Load average before"] = f"{busy:.2f}"
     about["Run"] = f"{options.rounds} rounds of {options.seconds:g} s, processes per service: {workers} (make run: 1)"
-    _print(about, pairs, memory, starts)
+    _print(about, pairs, lines, memory, starts)
     if options.json:
-        written = report.as_json(about=about, pairs=pairs, memory=memory, starts=starts)
+        written = report.as_json(about=about, pairs=pairs, lines=lines, memory=memory, starts=starts)
         options.json.write_text(json.dumps(written, indent=2) + "\n")
 
 
@@ -102,8 +123,14 @@ async def _starts(home: Path, workers: int) -> list[float]:
     return seconds[1:]
 
 
-def _print(about: dict[str, str], pairs: list[Pair], memory: dict[str, list[Usage]], starts: list[float]) -> None:
-    lines = [report.compared(pair) for pair in pairs]
+def _print(
+    about: dict[str, str],
+    pairs: list[Pair],
+    more: list[report.Line],
+    memory: dict[str, list[Usage]],
+    starts: list[float],
+) -> None:
+    lines = [*map(report.compared, pairs), *more]
     for when, parts in memory.items():
         target = report.IDLE_TARGET if when == "idle" else None
         lines.append(report.held(f"Memory of the stack, {when}", parts, target=target))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import subprocess
 from contextlib import suppress
 from importlib.metadata import version
@@ -25,6 +26,15 @@ def machine(database_url: str) -> dict[str, str]:
         "Envoy": _envoy(),
         "PostgreSQL": _postgres(database_url),
     }
+
+
+def allow_files(count: int) -> None:
+    """Lets this process have `count` files open, as far as the system does: each connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _cpu() -> str:

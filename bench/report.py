@@ -75,8 +75,12 @@ def started(seconds: Sequence[float]) -> Line:
 
 def table(lines: Iterable[Line]) -> str:
     """In Markdown, and in columns for a terminal."""
-    rows = [_HEAD, *(line.cells for line in lines)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    return grid([_HEAD, *(line.cells for line in lines)])
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first one being the head, as `table` writes them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     written = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
@@ -94,7 +98,12 @@ def breakdown(title: str, parts: Sequence[Usage]) -> str:
 
 
 def as_json(
-    *, about: Mapping[str, Any], pairs: Sequence[Pair], memory: Mapping[str, Sequence[Usage]], starts: Sequence[float]
+    *,
+    about: Mapping[str, Any],
+    pairs: Sequence[Pair],
+    lines: Sequence[Line],
+    memory: Mapping[str, Sequence[Usage]],
+    starts: Sequence[float],
 ) -> dict[str, Any]:
     """Everything that was measured, round by round."""
     return {
@@ -111,6 +120,7 @@ def as_json(
             }
             for pair in pairs
         ],
+        "lines": [asdict(line) for line in lines],
         "memory": {when: [asdict(part) for part in parts] for when, parts in memory.items()},
         "start_seconds": list(starts),
     }

@@ -34,10 +34,17 @@ class Stack:
     seconds_to_start: float
     """From the start of the launcher until it said Ready and /healthz answered 200."""
 
+    def pids(self, service: str) -> list[int]:
+        """Of the processes of a service."""
+        return [pid for name, pid in self.parts.items() if name.partition("-")[0] == service]
+
 
 @asynccontextmanager
-async def stack(home: Path, *, workers: int) -> AsyncIterator[Stack]:
-    """The stack on `home`, with `workers` processes per service, for as long as the block runs."""
+async def stack(home: Path, *, workers: int, settings: Mapping[str, str] | None = None) -> AsyncIterator[Stack]:
+    """The stack on `home`, with `workers` processes per service, for as long as the block runs.
+
+    `settings` are variables of the environment, beside those that every measurement has.
+    """
     port, log = free_port(), home.with_name("launcher.log")
     log.unlink(missing_ok=True)
 
@@ -56,6 +63,7 @@ async def stack(home: Path, *, workers: int) -> AsyncIterator[Stack]:
             "SATCHEL_PORT": str(port),
             "SATCHEL_RATE_LIMITS": "off",
             "WORKERS": str(workers),
+            **(settings or {}),
         },
         ready=ready,
         grace=STOP_WITHIN,

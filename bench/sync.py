@@ -29,7 +29,7 @@ STREAM = "/satchel.sessions.v1.SyncService/Sync"
 # What a pull reads, with nothing around it.
 _SELECT = """
     SELECT position, domain, id, version, deleted, data::text, update_time FROM sessions.records
-    WHERE user_id = %b AND position > %b ORDER BY position LIMIT %b"""
+    WHERE user_id = %b AND position > %b AND position > 0 ORDER BY position LIMIT %b"""
 
 
 async def pairs(stack: Stack, exit: AsyncExitStack) -> list[Pair]:

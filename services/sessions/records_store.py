@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
+from runtime.arrays import BigIntegers, Booleans, Column, Integers, Texts, Times
 from runtime.call import IdempotencyKey, Principal
 from runtime.database import Connection, Database, Row
 from runtime.errors import Failure, Reason
@@ -319,7 +320,7 @@ async def _locked(
         if idempotency is not None:
             values = [user_id, rpc, idempotency.key, now - KEY_LIFETIME]
             answered = await connection.execute(_ANSWER, values, prepare=True)
-        domains, ids = [key.domain for key in keys], [key.id for key in keys]
+        domains, ids = Texts([key.domain for key in keys]), Texts([key.id for key in keys])
         found = await connection.execute(_KNOWN, [domains, ids, user_id], prepare=True)
     row = await locked.fetchone()
     if row is None:
@@ -338,12 +339,13 @@ async def _policies(connection: Connection, tenant_id: int, keys: Iterable[Key])
     return {row["domain"]: _policy(row) for row in await found.fetchall()}
 
 
-def _write_columns(writes: Sequence[Write]) -> list[list[Any]]:
-    keys, *rest = zip(*writes, strict=True)
+def _write_columns(writes: Sequence[Write]) -> list[Column]:
+    keys, versions, positions, deleted, raws, happen_times, change_times = zip(*writes, strict=True)
     domains, ids = zip(*keys, strict=True)
-    version, position, deleted, raw, happen_time, change_time = rest
-    columns = (domains, ids, version, position, deleted, raw, happen_time, change_time)
-    return [list(column) for column in columns]
+    return [
+        *(Texts(domains), Texts(ids), Integers(versions), BigIntegers(positions), Booleans(deleted), Texts(raws)),
+        *(Times(happen_times), Times(change_times)),
+    ]
 
 
 def _conflict_columns(conflicts: Sequence[Conflict]) -> list[list[Any]]:
