@@ -10,12 +10,9 @@ from uuid import UUID
 from psycopg.rows import tuple_row
 
 from runtime.database import Database
-from services.sessions.schemas import MAX_RECORD_BYTES
 
 # More than this is not sent at once, whatever the number of records.
 PAGE_BYTES: Final = 4 * 1024 * 1024
-# So many records of the largest size are not too much.
-FEW: Final = PAGE_BYTES // MAX_RECORD_BYTES
 
 _STANDING: Final = "SELECT position, horizon FROM sessions.feeds WHERE user_id = %b"
 _HORIZON: Final = "SELECT horizon FROM sessions.feeds WHERE user_id = %b"
@@ -79,23 +76,24 @@ class FeedStore:
         chosen = list(domains) or None
         asked = [user_id, position, chosen, chosen, limit + 1]
         async with self._database.statements() as statements:
-            cursor = statements.connection.cursor(row_factory=tuple_row, binary=True)
-            await cursor.execute(_STANDING, [user_id], prepare=True)
-            last, horizon = await cursor.fetchone() or (0, 0)
+            connection = statements.connection
+            standing, sizes, page, swept = (connection.cursor(row_factory=tuple_row, binary=True) for _ in range(4))
+            async with connection.pipeline():
+                await standing.execute(_STANDING, [user_id], prepare=True)
+                await sizes.execute(_SIZE, asked, prepare=True)
+            last, horizon = await standing.fetchone() or (0, 0)
             if last <= position:
                 return Stretch([], last, False, horizon)
-            cut = False
-            if limit > FEW:
-                await cursor.execute(_SIZE, asked, prepare=True)
-                cut = (await cursor.fetchone() or (0,))[0] > PAGE_BYTES
-            if cut:
-                await cursor.execute(_SOME_AFTER, [*asked, PAGE_BYTES], prepare=True)
-            else:
-                await cursor.execute(AFTER, asked, prepare=True)
-            entries = list(map(Entry._make, await cursor.fetchall()))
-            # Asked after the page: tombstones that were swept away before it was read are known to be missing.
-            await cursor.execute(_HORIZON, [user_id], prepare=True)
-            (horizon,) = await cursor.fetchone() or (0,)
+            cut = (await sizes.fetchone() or (0,))[0] > PAGE_BYTES
+            async with connection.pipeline():
+                if cut:
+                    await page.execute(_SOME_AFTER, [*asked, PAGE_BYTES], prepare=True)
+                else:
+                    await page.execute(AFTER, asked, prepare=True)
+                # Asked after the page: tombstones that were swept away before it was read are known to be missing.
+                await swept.execute(_HORIZON, [user_id], prepare=True)
+            entries = list(map(Entry._make, await page.fetchall()))
+            (horizon,) = await swept.fetchone() or (0,)
         if cut or len(entries) > limit:
             entries = entries[:limit]
             return Stretch(entries, entries[-1].position, True, horizon)
