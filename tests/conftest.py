@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -188,6 +189,7 @@ def service_part(name: str, config: Config, directory: Path, **settings: str) ->
     addresses["SATCHEL_WEBSOCKET_LISTEN"] = config.websocket_listen
     environment = {
         "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "SATCHEL_HOME": str(config.home),
         "SATCHEL_DATABASE_URL": config.database_url,
         "SATCHEL_REDIS_URL": config.redis_url,

@@ -12,6 +12,7 @@ from uuid import UUID
 import orjson
 import psycopg
 import sqlalchemy as sa
+from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
@@ -48,8 +49,8 @@ _CREATE_FEED: Final = "INSERT INTO sessions.feeds (user_id, position) VALUES (%b
 # The row's lock puts the user's writers in a line. What is read after it, is read after the one before committed.
 _LOCK_FEED: Final = "SELECT position FROM sessions.feeds WHERE user_id = %b FOR UPDATE"
 _ANSWER: Final = """
-    SELECT digest, answer FROM sessions.idempotency_keys
-    WHERE user_id = %b AND rpc = %b AND key = %b AND create_time > %b"""
+    SELECT key, digest, answer FROM sessions.idempotency_keys
+    WHERE user_id = %b AND rpc = %b AND key = ANY(%b) AND create_time > %b"""
 # One look into the primary key for each, whatever the planner thinks of the table: with lists, or with a join, it may
 # walk all of the user's records instead.
 _KNOWN: Final = """
@@ -145,7 +146,7 @@ class Feed:
         known: Mapping[Key, Known],
         policies: Mapping[str, Policy],
         default_policy: Callable[[str], Policy],
-        answer: Any,
+        answers: Mapping[str, Row],
     ) -> None:
         self._connection = connection
         self._caller = caller
@@ -159,12 +160,25 @@ class Feed:
         """The last position taken; 0 for a feed that is empty."""
         self.known: Final = known
         """What is stored under the keys that were asked for."""
-        self.answer: Final = answer
-        """What the call with this idempotency key was answered before; None: it is new."""
+        self._answers = answers
+        self.answer: Any = None
+        """What the call was answered before; None: it is new, or there are several."""
 
     def policy_of(self, domain: str) -> Policy:
         """The tenant's policy for one of the domains that were asked for, or the default."""
         return self._policies.get(domain) or self._default_policy(domain)
+
+    def answer_to(self, call: IdempotencyKey | None) -> Any:
+        """What a call with this key was answered before; None: it is new.
+
+        Raises Failure(IDEMPOTENCY_CONFLICT) when the key was used for another request of the rpc in the last 24 hours.
+        """
+        before = self._answers.get(call.key) if call else None
+        if before is None or call is None:
+            return None
+        if before["digest"] != call.digest:
+            raise Failure(Reason.IDEMPOTENCY_CONFLICT)
+        return before["answer"]
 
     async def count_by_day(self, domain: str, days: Sequence[date]) -> dict[date, int]:
         """How many records of `domain`, deleted ones too, took place on each of these days in UTC."""
@@ -237,19 +251,35 @@ class RecordStore:
 
         Raises Failure(IDEMPOTENCY_CONFLICT) when the key was used for another request of `rpc` in the last 24 hours.
         """
+        async with self.feed_of_calls(caller, keys, rpc=rpc, calls=[idempotency], now=now) as feed:
+            feed.answer = feed.answer_to(idempotency)
+            yield feed
+
+    @asynccontextmanager
+    async def feed_of_calls(
+        self,
+        caller: Principal,
+        keys: Sequence[Key],
+        *,
+        rpc: str,
+        calls: Sequence[IdempotencyKey | None],
+        now: datetime,
+    ) -> AsyncIterator[Feed]:
+        """As `feed`, for several calls that share a transaction: ask `answer_to` for each."""
         user_id = caller.user_id
+        names = [call.key for call in calls if call is not None]
         async with self._database.transaction() as transaction:
             connection = transaction.connection
-            standing = await _locked(connection, user_id, keys, rpc, idempotency, now)
+            standing = await _locked(connection, user_id, keys, rpc, names, now)
             if standing is None:  # the user's first call
                 await connection.execute(_CREATE_FEED, [user_id], prepare=True)
-                standing = await _locked(connection, user_id, keys, rpc, idempotency, now)
+                standing = await _locked(connection, user_id, keys, rpc, names, now)
             if standing is None:
                 raise LookupError("the feed that was just created is gone")
-            position, before, known = standing
-            if before and idempotency and before["digest"] != idempotency.digest:
-                raise Failure(Reason.IDEMPOTENCY_CONFLICT)
-            policies = await _policies(connection, caller.tenant_id, known) if known else {}
+            position, answers, known = standing
+            # Nothing can meet where all is new and named once.
+            meeting = bool(known) or len(set(keys)) < len(keys)
+            policies = await _policies(connection, caller.tenant_id, keys) if meeting else {}
             feed = Feed(
                 connection,
                 caller,
@@ -257,7 +287,7 @@ class RecordStore:
                 known=known,
                 policies=policies,
                 default_policy=self._default_policy,
-                answer=before["answer"] if before else None,
+                answers=answers,
             )
             yield feed
         if feed.advanced or feed.news:
@@ -306,30 +336,26 @@ class RecordStore:
 
 
 async def _locked(
-    connection: Connection,
-    user_id: UUID,
-    keys: Sequence[Key],
-    rpc: str,
-    idempotency: IdempotencyKey | None,
-    now: datetime,
-) -> tuple[int, Row | None, dict[Key, Known]] | None:
-    """The position, what the call was answered before, and what is known under `keys`; None: there is no feed."""
-    answered: psycopg.AsyncCursor[Any] | None = None
+    connection: Connection, user_id: UUID, keys: Sequence[Key], rpc: str, names: Sequence[str], now: datetime
+) -> tuple[int, Mapping[str, Row], dict[Key, Known]] | None:
+    """The feed's position, earlier answers by idempotency key, and what is known under `keys`; None: no feed."""
+    answered: psycopg.AsyncCursor[DictRow] | None = None
     async with connection.pipeline():
         locked = await connection.execute(_LOCK_FEED, [user_id], prepare=True)
-        if idempotency is not None:
-            values = [user_id, rpc, idempotency.key, now - KEY_LIFETIME]
+        if names:
+            values = [user_id, rpc, Texts(names), now - KEY_LIFETIME]
             answered = await connection.execute(_ANSWER, values, prepare=True)
         domains, ids = Texts([key.domain for key in keys]), Texts([key.id for key in keys])
         found = await connection.execute(_KNOWN, [domains, ids, user_id], prepare=True)
     row = await locked.fetchone()
     if row is None:
         return None
+    answers = {one["key"]: one for one in await answered.fetchall()} if answered else {}
     known = {
         Key(one["domain"], one["id"]): Known(one["version"], one["deleted"], one["data"], one["change_time"])
         for one in await found.fetchall()
     }
-    return row["position"], await answered.fetchone() if answered else None, known
+    return row["position"], answers, known
 
 
 async def _policies(connection: Connection, tenant_id: int, keys: Iterable[Key]) -> dict[str, Policy]:

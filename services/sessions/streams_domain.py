@@ -29,8 +29,12 @@ SCHEMA_VERSION: Final = 1
 PAGE_SIZE: Final = 500
 MAX_UNACKNOWLEDGED: Final = 4
 MAX_ANSWERS: Final = 4
-# Pushes that were read and are not yet stored: while PostgreSQL is busy with one, the others are checked.
-MAX_STORING: Final = 2
+# Pushes that were read and have no receipts yet: while PostgreSQL is busy with some, the next ones are checked.
+MAX_STORING: Final = 4
+# Changes that are stored in one transaction.
+MAX_TOGETHER: Final = 1000
+# How long a stream that is sent away waits for the receipts of what is being stored.
+GOODBYE_SECONDS: Final = 2.0
 MAX_STRIKES: Final = 3
 MAX_REQUEST_ID_CHARS: Final = 64
 MAX_WORD_CHARS: Final = 64
@@ -198,8 +202,8 @@ class Stream:
         self.full_since = 0.0
         """Since when no further page may be sent for want of an ack; 0: one may."""
         self.position = 0
-        self._floor = 0
         """Up to here the feed was sent."""
+        self._floor = 0
         self._streams = streams
         self._answers: deque[tuple[str, Event]] = deque()
         self._news: dict[UUID, None] = {}
@@ -211,7 +215,9 @@ class Stream:
         self._offset = timedelta(0)
         self._unacknowledged: deque[int] = deque()
         self._places = asyncio.Semaphore(MAX_STORING)
+        self._waiting: deque[tuple[str, Reading]] = deque()
         self._storing: asyncio.Task[None] | None = None
+        self._alone = 0
         self._behind = False
         self._strikes = 0
         self._budget, self._budget_at = BUDGET, self.opened_at
@@ -234,6 +240,8 @@ class Stream:
                     return
                 elif not self._answers:
                     await self._wake.wait()
+            if isinstance(self._end, Goodbye) and self._storing is not None:
+                await asyncio.wait({self._storing}, timeout=GOODBYE_SECONDS)  # so that its receipts are not lost
             while self._answers:
                 yield self._answers.popleft()
             if isinstance(self._end, Failure):
@@ -282,13 +290,20 @@ class Stream:
         try:
             event = await taking
         except Exception as error:
-            event = self._streams.failure_of(error)
-            if event.reason is Reason.INTERNAL:
-                logger().error("a stream's message failed", user=self.caller.user_id, exc_info=error)
-            self._strike(event)
+            event = self._failure(error)
         if event is not None:
-            self._answers.append((request_id[:MAX_REQUEST_ID_CHARS], event))
-            self._wake.set()
+            self._say(request_id, event)
+
+    def _failure(self, error: Exception) -> Failure:
+        failure = self._streams.failure_of(error)
+        if failure.reason is Reason.INTERNAL:
+            logger().error("a stream's message failed", user=self.caller.user_id, exc_info=error)
+        self._strike(failure)
+        return failure
+
+    def _say(self, request_id: str, event: Event) -> None:
+        self._answers.append((request_id[:MAX_REQUEST_ID_CHARS], event))
+        self._wake.set()
 
     async def _take(self, request_id: str, message: Message | Failure) -> Event | None:
         self._spend()
@@ -351,18 +366,47 @@ class Stream:
         )
 
     async def _push(self, request_id: str, push: Push) -> None:
-        """Begins to store a push; the next ones are read meanwhile, and stored in their order."""
+        """Begins to store a push; the next ones are read meanwhile, and stored after it, in one go."""
         await self.watch.count(PUSH_METHOD)
-        reading = self._streams.sync.read(push.changes, "", self._offset)
+        reading = self._streams.sync.read(push.changes, push.key, "", self._offset)
         await self._places.acquire()
-        storing = self._store(self._storing, reading, push.key)
-        self._storing = asyncio.create_task(self._answer(request_id, storing))
-        self._storing.add_done_callback(lambda _: self._places.release())
+        self._waiting.append((request_id, reading))
+        if self._storing is None or self._storing.done():
+            self._storing = asyncio.create_task(self._store_waiting(), name="stream pushes")
 
-    async def _store(self, before: asyncio.Task[None] | None, reading: Reading, key: IdempotencyKey | None) -> Receipts:
-        if before is not None:
-            await before
-        answer = await self._streams.sync.store(self.caller, reading, key)
+    async def _store_waiting(self) -> None:
+        while self._waiting:
+            together = self._next_together()
+            readings = [reading for _, reading in together]
+            try:
+                answers = await self._streams.sync.store(self.caller, readings)
+            except Exception as error:
+                if len(together) > 1:  # whosever fault it was, the others must not suffer from it
+                    self._waiting.extendleft(reversed(together))
+                    self._alone = len(together)
+                    continue
+                answers = [self._failure(error)]
+            for (request_id, _), answer in zip(together, answers, strict=True):
+                self._places.release()
+                self._say(request_id, answer if isinstance(answer, Failure) else self._receipts(answer))
+
+    def _next_together(self) -> list[tuple[str, Reading]]:
+        """What is stored next, in one transaction: not more changes than one push may have, and no key twice."""
+        together = [self._waiting.popleft()]
+        if self._alone:
+            self._alone -= 1
+            return together
+        count, names = len(together[0][1].items), {_name(together[0][1])}
+        while self._waiting:
+            _, reading = self._waiting[0]
+            count += len(reading.items)
+            if count > MAX_TOGETHER or (reading.key and _name(reading) in names):
+                break
+            names.add(_name(reading))
+            together.append(self._waiting.popleft())
+        return together
+
+    def _receipts(self, answer: Answer) -> Receipts:
         for receipt in answer.receipts:
             if receipt.notice is not None:
                 self._news.pop(receipt.notice.conflict_id, None)  # this phone has it in its receipts
@@ -370,8 +414,7 @@ class Stream:
             return Receipts(answer=answer, next_cursor="")
         # Nothing but this push happened behind what was sent, and the phone has what it pushed.
         self.position = answer.position_after
-        cursor = encode_cursor(self._place, self.caller.user_id, self._domains)
-        return Receipts(answer=answer, next_cursor=cursor)
+        return Receipts(answer=answer, next_cursor=encode_cursor(self._place, self.caller.user_id, self._domains))
 
     def _acknowledge(self, ack: Ack) -> None:
         position = decode_cursor(ack.cursor, self.caller.user_id, self._domains).position
@@ -429,3 +472,7 @@ class Stream:
             self._strikes += 1
             if self._strikes >= MAX_STRIKES:
                 self.end(failure)
+
+
+def _name(reading: Reading) -> str:
+    return reading.key.key if reading.key else ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from runtime.call import IdempotencyKey, Principal
 from runtime.clock import EARLIEST, parse_time
 from runtime.errors import Failure, Reason, invalid, kept, missing, recalled
 from runtime.ids import parse_id, shown_id
-from services.sessions.changes_domain import Change, Notice, Receipt, Refused, decide
+from services.sessions.changes_domain import Change, Decided, Notice, Receipt, Refused, decide
 from services.sessions.records_domain import Key
 from services.sessions.schemas import encode
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from services.sessions.domains import Domains
     from services.sessions.feed_store import Entry, FeedStore
     from services.sessions.puzzles_domain import FreeTier
-    from services.sessions.records_store import RecordStore
+    from services.sessions.records_store import Feed, RecordStore
 
 DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1000
@@ -67,7 +68,8 @@ class Reading:
     sent: Set[tuple[Key, str]]
     """The contents that would be stored just as the phone sent them."""
     time: datetime
-    """When it was read, and the time of what is stored of it."""
+    """When it was read."""
+    key: IdempotencyKey | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +136,14 @@ class Sync:
 
         `group` is that of a change that could not even be read; `clock_offset` is how far the phone's clock lags ours.
         """
-        return await self.store(caller, self.read(pushed, group, clock_offset), key)
+        (answer,) = await self.store(caller, [self.read(pushed, key, group, clock_offset)])
+        if isinstance(answer, Failure):
+            raise answer
+        return answer
 
-    def read(self, pushed: Sequence[Pushed | Failure], group: Any, clock_offset: timedelta) -> Reading:
+    def read(
+        self, pushed: Sequence[Pushed | Failure], key: IdempotencyKey | None, group: Any, clock_offset: timedelta
+    ) -> Reading:
         """What a push asks for, each change checked by itself: the part that needs no database."""
         now = self._now()
         items = [self._item(one, f"changes[{index}]", group, now, clock_offset) for index, one in enumerate(pushed)]
@@ -145,28 +152,30 @@ class Sync:
             for item, one in zip(items, pushed, strict=True)
             if isinstance(item, Change) and isinstance(one, Pushed) and (item.data is None or item.data == one.data)
         }
-        return Reading(items=items, sent=sent, time=now)
+        return Reading(items=items, sent=sent, time=now, key=key)
 
-    async def store(self, caller: Principal, reading: Reading, key: IdempotencyKey | None) -> Answer:
-        """Decides a push that was read and stores what is accepted."""
-        items, now = reading.items, reading.time
-        changes = [item for item in items if isinstance(item, Change)]
-        keys = [item.key for item in items if item.key.id]  # a receipt tells the version, whatever became of the change
-        async with self._store.feed(caller, keys, rpc=_PUSH, idempotency=key, now=now) as feed:
-            if feed.answer is not None:
-                return Answer(receipts=[_recalled(one) for one in feed.answer], server_time=now)
+    async def store(self, caller: Principal, readings: Sequence[Reading]) -> list[Answer | Failure]:
+        """Decides pushes that were read, in their order, and stores what is accepted of all of them at once.
+
+        No two of them may bear the same idempotency key. Each gets its answer, or the IDEMPOTENCY_CONFLICT of its key.
+        """
+        now = readings[-1].time
+        keys = [item.key for one in readings for item in one.items if item.key.id]  # the versions of refused ones, too
+        calls = [one.key for one in readings]
+        async with self._store.feed_of_calls(caller, keys, rpc=_PUSH, calls=calls, now=now) as feed:
+            answers = [_answered(feed, one, now) for one in readings]
+            fresh = [one for one, answer in zip(readings, answers, strict=True) if answer is None]
+            items = [item for place, one in enumerate(fresh) for item in _apart(one.items, place)]
+            changes = [item for item in items if isinstance(item, Change)]
             allowance = await self._free_tier.allowance(caller, feed, changes)
             decided = decide(feed, items, allowance=allowance)
             await feed.write(decided, now)
-            if key is not None:
-                await feed.keep(_PUSH, key, [_kept(receipt) for receipt in decided.receipts], now)
-        return Answer(
-            receipts=decided.receipts,
-            server_time=now,
-            position_before=feed.position,
-            position_after=decided.position,
-            as_sent=all((write.key, write.raw) in reading.sent for write in decided.writes),
-        )
+            made = list(_split(decided, fresh, feed.position))
+            for one, answer in zip(fresh, made, strict=True):
+                if one.key is not None:
+                    await feed.keep(_PUSH, one.key, [_kept(receipt) for receipt in answer.receipts], now)
+        rest = iter(made)
+        return [next(rest) if answer is None else answer for answer in answers]
 
     async def stand(self, caller: Principal, cursor: str | None, domains: Sequence[str]) -> Place:
         """Where a feed is to be read on from: behind `cursor`; None: behind all there is now.
@@ -301,6 +310,37 @@ def _filter(domains: Sequence[str]) -> bytes:
 
 def _check(stated: bytes, user_id: UUID) -> bytes:
     return hashlib.sha256(user_id.bytes + stated).digest()[:_CHECK_BYTES]
+
+
+def _answered(feed: Feed, reading: Reading, now: datetime) -> Answer | Failure | None:
+    """What the push was answered before, or that its key was; None: it is new."""
+    try:
+        before = feed.answer_to(reading.key)
+    except Failure as failure:
+        return failure
+    return None if before is None else Answer(receipts=[_recalled(one) for one in before], server_time=now)
+
+
+def _apart(items: Sequence[Change | Refused], place: int) -> Iterable[Change | Refused]:
+    """The items of one push among several: a group that another one names the same is not the same."""
+    return (replace(item, group=f"{place} {item.group}") if item.group else item for item in items)
+
+
+def _split(decided: Decided, readings: Sequence[Reading], position: int) -> Iterator[Answer]:
+    """The answer of each push of those that were decided together; each applied change has taken a position."""
+    sent = {one for reading in readings for one in reading.sent}
+    as_sent = all((write.key, write.raw) in sent for write in decided.writes)
+    rest = iter(decided.receipts)
+    for reading in readings:
+        receipts = list(islice(rest, len(reading.items)))
+        before, position = position, position + sum(receipt.status == "APPLIED" for receipt in receipts)
+        yield Answer(
+            receipts=receipts,
+            server_time=reading.time,
+            position_before=before,
+            position_after=position,
+            as_sent=as_sent,
+        )
 
 
 def _check_known(place: Place, last: int, horizon: int) -> None:
