@@ -207,7 +207,9 @@ async def channel(edge: Edge) -> AsyncIterator[grpc.aio.Channel]:
         yield opened
 
 
-async def asked(channel: grpc.aio.Channel, method: str, request: Message, metadata: Any) -> tuple[Any, str]:
+async def asked(
+    channel: grpc.aio.Channel, method: str, request: Message, metadata: Any, *, again: int = 5
+) -> tuple[Any, str]:
     """The answer, of a stream all of it, and the reason of the refusal; one of them is empty."""
     descriptor = DESCRIPTORS[method]
     shapes = type(request).SerializeToString, GetMessageClass(descriptor.output_type).FromString
@@ -221,6 +223,9 @@ async def asked(channel: grpc.aio.Channel, method: str, request: Message, metada
         return await channel.unary_unary(method, *shapes)(request, metadata=metadata, timeout=10), ""
     except grpc.aio.AioRpcError as error:
         status = rpc_status.from_call(error)
+        if status is None and descriptor.client_streaming and error.code() is grpc.StatusCode.INTERNAL and again:
+            # Where the refusal comes before the request has left, grpc tells of the write and forgets the refusal.
+            return await asked(channel, method, request, metadata, again=again - 1)
         assert status is not None, f"{method}: {error.code()} without details: {error.details()}"
         info = error_details_pb2.ErrorInfo()
         assert status.details[0].Unpack(info)
