@@ -29,8 +29,8 @@ from runtime.telemetry import log_to_stderr, logger, serve_metrics
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
 DATABASE_INTERVAL: Final = 0.5
-# Allocations between two looks of Python's collector, and between the rarer ones: 700, 10, 10 by default, which one batch
-# of a thousand items meets several times.
+# Allocations between two looks of Python's collector, and between the rarer ones. With its default of 700, 10 and 10 one
+# batch of a thousand items meets it several times.
 GARBAGE_THRESHOLD: Final = (20_000, 20, 20)
 
 Service = Callable[[Config, grpc.aio.Server], AbstractAsyncContextManager[None]]
