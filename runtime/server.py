@@ -29,8 +29,8 @@ from runtime.telemetry import log_to_stderr, logger, serve_metrics
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
 DATABASE_INTERVAL: Final = 0.5
-# Allocations between two looks of Python's collector, and between the rarer ones. With its default of 700, 10 and 10 one
-# batch of a thousand items meets it several times.
+# Allocations between two looks of Python's collector, and between the rarer ones. With the default, 700, 10 and 10, it
+# looks several times in the middle of a batch.
 GARBAGE_THRESHOLD: Final = (20_000, 20, 20)
 
 Service = Callable[[Config, grpc.aio.Server], AbstractAsyncContextManager[None]]
@@ -108,7 +108,7 @@ async def _until_signal(config: Config, services: Mapping[str, Service]) -> None
 
 
 def _settle_garbage() -> None:
-    """What a process has loaded is never garbage, and what a batch makes is gone by itself: the collector looks less."""
+    """What a process has loaded is never garbage, and what a batch makes goes by itself: the collector looks less."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLD)
