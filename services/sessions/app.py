@@ -49,7 +49,8 @@ from services.sessions.schemas import Schemas
 from services.sessions.stats_domain import UserStats
 from services.sessions.stats_servicer import StatsServicer
 from services.sessions.stats_store import StatsStore
-from services.sessions.streams_domain import StreamLimits, Streams
+from services.sessions.streams_domain import Streams
+from services.sessions.streams_messages import StreamLimits
 from services.sessions.sweeps_domain import Sweeps, sweeping
 from services.sessions.sweeps_store import SweepStore
 from services.sessions.sync_domain import Sync

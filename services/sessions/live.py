@@ -15,7 +15,8 @@ from runtime.errors import Failure, Reason
 from runtime.hints import Hints, hints
 from runtime.interceptors import failure_of
 from runtime.telemetry import STREAMS_OPEN, logger
-from services.sessions.streams_domain import Cause, Goodbye, Stream, StreamLimits
+from services.sessions.streams_domain import Stream
+from services.sessions.streams_messages import Cause, Goodbye, StreamLimits
 
 if TYPE_CHECKING:
     from services.sessions.feed_store import FeedStore

@@ -16,11 +16,12 @@ from runtime.documents import MAX_ITEMS, counted
 from runtime.errors import Failure, missing
 from runtime.idempotency import idempotency_key_of
 from services.sessions import streams_domain as streams
+from services.sessions import streams_messages as messages
 from services.sessions import sync_convert as convert
 from services.sessions.batches import capture
 from services.sessions.conflicts_domain import LoggedConflict, Resolved
 from services.sessions.schemas import MAX_RECORD_BYTES
-from services.sessions.streams_domain import Event, Message
+from services.sessions.streams_messages import Event, Message
 from services.sessions.sync_domain import Page
 
 
@@ -47,8 +48,8 @@ def event_to_pb(request_id: str, event: Event) -> pb.SyncResponse:
     return pb.SyncResponse(request_id=request_id, **{field: write(event)})
 
 
-def _hello(message: pb.Hello) -> streams.Hello:
-    return streams.Hello(
+def _hello(message: pb.Hello) -> messages.Hello:
+    return messages.Hello(
         device_id=message.device_id,
         app_version=message.app_version,
         platform=message.platform,
@@ -61,14 +62,14 @@ def _hello(message: pb.Hello) -> streams.Hello:
     )
 
 
-def _push(message: pb.PushChangesRequest) -> streams.Push:
+def _push(message: pb.PushChangesRequest) -> messages.Push:
     group = message.atomic_group
     changes = capture(lambda one: convert.change_from_pb(one, group), counted(message.changes, "changes"))
-    return streams.Push(changes=changes, key=idempotency_key_of({}, message))
+    return messages.Push(changes=changes, key=idempotency_key_of({}, message))
 
 
-def _resolve(message: pb.ResolveConflictRequest) -> streams.Resolve:
-    return streams.Resolve(
+def _resolve(message: pb.ResolveConflictRequest) -> messages.Resolve:
+    return messages.Resolve(
         conflict_id=message.conflict_id,
         resolution=message.resolution,
         client_data=convert.client_data_from_pb(message),
@@ -81,7 +82,7 @@ def _time(message: pb.Hello | pb.Heartbeat) -> datetime | None:
     return from_timestamp("client_time", message.client_time)
 
 
-def _welcome(event: streams.Welcome) -> pb.Welcome:
+def _welcome(event: messages.Welcome) -> pb.Welcome:
     limits = event.limits
     return pb.Welcome(
         server_time=to_timestamp(event.server_time),
@@ -102,7 +103,7 @@ def _welcome(event: streams.Welcome) -> pb.Welcome:
     )
 
 
-def _receipts(event: streams.Receipts) -> pb.Receipts:
+def _receipts(event: messages.Receipts) -> pb.Receipts:
     message = pb.Receipts(server_time=to_timestamp(event.answer.server_time), next_cursor=event.next_cursor)
     convert.add_receipts(message.receipts, event.answer)
     return message
@@ -124,7 +125,7 @@ def _refusal(event: Failure) -> pb.Refusal:
     )
 
 
-def _go_away(event: streams.Goodbye) -> pb.GoAway:
+def _go_away(event: messages.Goodbye) -> pb.GoAway:
     cause = pb.GoAway.Cause.Value(f"CAUSE_{event.cause.name}")
     return pb.GoAway(cause=cause, reconnect_after=_duration(event.reconnect_after))
 
@@ -138,20 +139,20 @@ def _duration(length: timedelta) -> Duration:
 _READERS: Final[Mapping[str, Callable[[Any], Message]]] = {
     "hello": _hello,
     "push": _push,
-    "ack": lambda message: streams.Ack(cursor=message.cursor),
-    "heartbeat": lambda message: streams.Heartbeat(client_time=_time(message)),
+    "ack": lambda message: messages.Ack(cursor=message.cursor),
+    "heartbeat": lambda message: messages.Heartbeat(client_time=_time(message)),
     "resolve": _resolve,
 }
 
 _WRITERS: Final[Mapping[type[Event], tuple[str, Callable[[Any], Any]]]] = {
-    streams.Welcome: ("welcome", _welcome),
-    streams.Receipts: ("receipts", _receipts),
+    messages.Welcome: ("welcome", _welcome),
+    messages.Receipts: ("receipts", _receipts),
     Page: ("changes", _changes),
-    streams.Beat: ("heartbeat_ack", lambda event: pb.HeartbeatAck(server_time=to_timestamp(event.server_time))),
+    messages.Beat: ("heartbeat_ack", lambda event: pb.HeartbeatAck(server_time=to_timestamp(event.server_time))),
     LoggedConflict: ("conflict", convert.conflict_to_pb),
     Resolved: ("resolution", convert.resolve_response),
     Failure: ("refusal", _refusal),
-    streams.Goodbye: ("go_away", _go_away),
+    messages.Goodbye: ("go_away", _go_away),
 }
 
 _PUSHES_PER_MINUTE: Final = contract.policies()[streams.PUSH_METHOD].limits[0].count

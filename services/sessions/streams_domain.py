@@ -6,19 +6,30 @@ import asyncio
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from runtime.call import IdempotencyKey, Principal, Watch
+from runtime.call import Principal, Watch
 from runtime.errors import Failure, Reason, invalid, missing
 from runtime.telemetry import logger
-from services.sessions.conflicts_domain import Conflicts, LoggedConflict, Resolved
-from services.sessions.sync_domain import Answer, Page, Place, Pushed, Reading, Sync, decode_cursor, encode_cursor
+from services.sessions.conflicts_domain import Conflicts
+from services.sessions.streams_messages import (
+    Ack,
+    Beat,
+    Event,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Message,
+    Push,
+    Receipts,
+    Resolve,
+    Welcome,
+)
+from services.sessions.sync_domain import Answer, Place, Reading, Sync, decode_cursor, encode_cursor
 
 if TYPE_CHECKING:
     from services.sessions.live import Live
@@ -29,8 +40,8 @@ SCHEMA_VERSION: Final = 1
 PAGE_SIZE: Final = 500
 MAX_UNACKNOWLEDGED: Final = 4
 MAX_ANSWERS: Final = 4
-# Pushes that were read and have no receipts yet: while PostgreSQL is busy with some, the next ones are checked.
-MAX_STORING: Final = 4
+# Pushes that were read and wait: while PostgreSQL is busy with some, the next ones are checked.
+MAX_WAITING: Final = 4
 # Changes that are stored in one transaction.
 MAX_TOGETHER: Final = 1000
 # How long a stream that is sent away waits for the receipts of what is being stored.
@@ -44,117 +55,6 @@ BUDGET_SECONDS: Final = 10.0
 PUSH_METHOD: Final = "/satchel.sessions.v1.SyncService/PushChanges"
 
 _DEVICE_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,255}")
-
-
-class Cause(StrEnum):
-    """Why a stream ends though nothing failed."""
-
-    DRAINING = "DRAINING"
-    IDLE = "IDLE"
-    LIFETIME = "LIFETIME"
-    TOO_SLOW = "TOO_SLOW"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamLimits:
-    """What streams are allowed."""
-
-    per_user: int
-    """In one process."""
-    idle: float
-    """Seconds that a phone may say nothing, or owe an ack."""
-    lifetime: float
-    """Seconds; up to a tenth is taken off by chance, so that not all come back at once."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hello:
-    """Who comes, and from where on it wants the feed."""
-
-    device_id: str
-    app_version: str
-    platform: str
-    os_version: str
-    network_type: str
-    schema_version: int
-    client_time: datetime | None
-    cursor: str | None
-    """None: only what changes from now on; empty: all."""
-    domains: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Push:
-    """Changes, each as the phone sent it."""
-
-    changes: Sequence[Pushed | Failure]
-    key: IdempotencyKey | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ack:
-    """The phone has applied every page up to this cursor."""
-
-    cursor: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Heartbeat:
-    """A sign of life, with the phone's clock."""
-
-    client_time: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resolve:
-    """The phone's decision of a conflict."""
-
-    conflict_id: str
-    resolution: str
-    client_data: dict[str, Any] | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Welcome:
-    """What a phone is told first."""
-
-    server_time: datetime
-    clock_offset: timedelta
-    """What the phone adds to its clock to have ours."""
-    cursor: str
-    domains: Mapping[str, int]
-    """The version of each domain's schema."""
-    limits: StreamLimits
-    update_available: bool
-    store_url: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Receipts:
-    """What became of a push."""
-
-    answer: Answer
-    next_cursor: str
-    """Empty when the phone has to wait for the feed to know its cursor."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Beat:
-    """The answer to a heartbeat."""
-
-    server_time: datetime
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Goodbye:
-    """The last message."""
-
-    cause: Cause
-    reconnect_after: timedelta
-
-
-Message: TypeAlias = Hello | Push | Ack | Heartbeat | Resolve
-Event: TypeAlias = Welcome | Receipts | Page | Beat | LoggedConflict | Resolved | Failure | Goodbye
 
 
 class Streams:
@@ -214,10 +114,9 @@ class Stream:
         self._domains: Sequence[str] = ()
         self._offset = timedelta(0)
         self._unacknowledged: deque[int] = deque()
-        self._places = asyncio.Semaphore(MAX_STORING)
+        self._places = asyncio.Semaphore(MAX_WAITING)
         self._waiting: deque[tuple[str, Reading]] = deque()
         self._storing: asyncio.Task[None] | None = None
-        self._alone = 0
         self._behind = False
         self._strikes = 0
         self._budget, self._budget_at = BUDGET, self.opened_at
@@ -377,33 +276,32 @@ class Stream:
     async def _store_waiting(self) -> None:
         while self._waiting:
             together = self._next_together()
-            readings = [reading for _, reading in together]
-            try:
-                answers = await self._streams.sync.store(self.caller, readings)
-            except Exception as error:
-                if len(together) > 1:  # whosever fault it was, the others must not suffer from it
-                    self._waiting.extendleft(reversed(together))
-                    self._alone = len(together)
-                    continue
-                answers = [self._failure(error)]
+            answers = await self._store([reading for _, reading in together])
             for (request_id, _), answer in zip(together, answers, strict=True):
-                self._places.release()
                 self._say(request_id, answer if isinstance(answer, Failure) else self._receipts(answer))
+
+    async def _store(self, readings: Sequence[Reading]) -> list[Answer | Failure]:
+        try:
+            return await self._streams.sync.store(self.caller, readings)
+        except Exception as error:
+            if len(readings) == 1:
+                return [self._failure(error)]
+        # Whosever fault it was, the others must not suffer from it.
+        return [answer for one in readings for answer in await self._store([one])]
 
     def _next_together(self) -> list[tuple[str, Reading]]:
         """What is stored next, in one transaction: not more changes than one push may have, and no key twice."""
-        together = [self._waiting.popleft()]
-        if self._alone:
-            self._alone -= 1
-            return together
-        count, names = len(together[0][1].items), {_name(together[0][1])}
+        together: list[tuple[str, Reading]] = []
+        count, names = 0, set[str]()
         while self._waiting:
             _, reading = self._waiting[0]
+            name = reading.key.key if reading.key else ""
             count += len(reading.items)
-            if count > MAX_TOGETHER or (reading.key and _name(reading) in names):
+            if together and (count > MAX_TOGETHER or name in names):
                 break
-            names.add(_name(reading))
+            names.update(filter(None, [name]))
             together.append(self._waiting.popleft())
+            self._places.release()
         return together
 
     def _receipts(self, answer: Answer) -> Receipts:
@@ -472,7 +370,3 @@ class Stream:
             self._strikes += 1
             if self._strikes >= MAX_STRIKES:
                 self.end(failure)
-
-
-def _name(reading: Reading) -> str:
-    return reading.key.key if reading.key else ""

@@ -141,13 +141,14 @@ class TestLimits:
     async def test_every_limited_rest_door_carries_the_headers(self, own_edge: Start, own_redis: Any) -> None:
         edge = await own_edge(rate_limits="on", redis_url=own_redis.part.url)
         phone = await edge.administrator()
-        for policy in contract.policies().values():
-            for rule in policy.http if policy.limits else ():
-                path = filled(rule.path)
-                answer = await phone.call(rule.verb, path, json={"scope": "others"} if rule.verb != "GET" else None)
-                assert answer.status_code < 500, answer.text
-                limit = limit_headers(answer)[0]
-                assert limit in {one.count for one in policy.limits}, path
+        doors = [(policy, rule) for policy in contract.policies().values() if policy.limits for rule in policy.http]
+        # What ends the account comes last.
+        for policy, rule in sorted(doors, key=lambda door: (door[1].verb, door[1].path) == ("DELETE", "/v1/auth/me")):
+            path = filled(rule.path)
+            answer = await phone.call(rule.verb, path, json={"scope": "others"} if rule.verb != "GET" else None)
+            assert answer.status_code < 500, answer.text
+            limit = limit_headers(answer)[0]
+            assert limit in {one.count for one in policy.limits}, path
 
     async def test_nobody_gets_more_by_naming_another_address(self, own_edge: Start, own_redis: Any) -> None:
         edge = await own_edge(rate_limits="on", redis_url=own_redis.part.url)
