@@ -22,7 +22,7 @@ from bench.wire import channels, metadata, sign_up
 
 FEED = 50_000  # records
 PAGE = 1000
-IN_FLIGHT = 10  # pushes that a phone has sent without having their receipts
+IN_FLIGHT = 20  # pushes that a phone has sent without having their receipts
 SELECT = "bare SELECT"
 STREAM = "/satchel.sessions.v1.SyncService/Sync"
 

@@ -14,7 +14,7 @@ import psycopg
 
 from bench import batches
 from services.sessions.device_sessions_convert import recording_from_json
-from services.sessions.records_store import WRITE
+from services.sessions.pushes_store import WRITE
 from services.sessions.schemas import encode
 
 _TABLE: Final = "bench.records"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar, Final
 
 from psycopg import adapters, pq
@@ -24,56 +25,66 @@ class Column:
     __slots__ = ("values",)
 
     element_oid: ClassVar[int]
-    encode: ClassVar[Callable[..., bytes]]
+    element: ClassVar[Callable[..., bytes]]
+    """A value as the protocol has it: its length in bytes (int4), and those bytes."""
 
     def __init__(self, values: Sequence[Any]) -> None:
         self.values = values
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return _LENGTH(len(encoded)) + encoded
+
+
+def _fixed(size: int, format: str) -> Callable[[Any], bytes]:
+    return partial(struct.Struct(f"!i{format}").pack, size)
+
+
+def _time(time: datetime) -> bytes:
+    return _BIG((time - _EPOCH) // _MICROSECOND)
+
+
+_BIG: Final = _fixed(8, "q")
 
 
 class Texts(Column):
     """text[] of str."""
 
     element_oid = 25
-    encode = str.encode
+    element = staticmethod(_text)
 
 
 class Integers(Column):
     """int4[] of int."""
 
     element_oid = 23
-    encode = struct.Struct("!i").pack
+    element = _fixed(4, "i")
 
 
 class BigIntegers(Column):
     """int8[] of int."""
 
     element_oid = 20
-    encode = struct.Struct("!q").pack
+    element = _BIG
 
 
 class Booleans(Column):
     """bool[] of bool."""
 
     element_oid = 16
-    encode = struct.Struct("!?").pack
-
-
-def _microseconds(time: datetime) -> bytes:
-    return _BIG((time - _EPOCH) // _MICROSECOND)
-
-
-_BIG: Final = struct.Struct("!q").pack
+    element = _fixed(1, "?")
 
 
 class Times(Column):
     """timestamptz[] of aware datetimes."""
 
     element_oid = 1184
-    encode = staticmethod(_microseconds)
+    element = staticmethod(_time)
 
 
 def _dumper(column: type[Column], array_oid: int) -> type[Dumper]:
-    element_oid, encode = column.element_oid, column.encode
+    element_oid, element = column.element_oid, column.element
 
     class ColumnDumper(Dumper):
         format = pq.Format.BINARY
@@ -83,14 +94,10 @@ def _dumper(column: type[Column], array_oid: int) -> type[Dumper]:
             values = obj.values
             if not values:
                 return _EMPTY.pack(0, 0, element_oid)
-            parts = [_HEADER.pack(1, 1, element_oid, len(values), 1)]
-            for value in values:
-                if value is None:
-                    parts.append(_NULL)
-                else:
-                    encoded = encode(value)
-                    parts += (_LENGTH(len(encoded)), encoded)
-            return b"".join(parts)
+            # A batch names the same domain, version and time again and again.
+            known: dict[Any, bytes] = {value: element(value) for value in set(values) if value is not None}
+            known[None] = _NULL
+            return _HEADER.pack(1, 1, element_oid, len(values), 1) + b"".join([known[value] for value in values])
 
     return ColumnDumper
 

@@ -77,7 +77,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         sync = Sync(store, feeds, domains, free_tier, now=utc_now)
         conflicts = Conflicts(store, ConflictStore(db), domains, now=utc_now)
         exports = Exports(feeds, ConflictStore(db), now=utc_now)
-        erasures = Erasures(ErasureStore(db), now=utc_now)
+        erasures = Erasures(ErasureStore(db), now=utc_now, committed=live.committed)
         versions = AppVersions(AppVersionStore(db), now=utc_now)
         streams = Streams(live, sync, conflicts, versions, now=utc_now, failure_of=failure_of)
         exercise_sessions_pb2_grpc.add_ExerciseSessionServiceServicer_to_server(

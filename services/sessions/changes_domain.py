@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
@@ -17,8 +17,7 @@ from services.sessions.schemas import encode
 NO_VERSION = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a phone did to a record, checked."""
 
     key: Key
@@ -35,8 +34,7 @@ class Change:
     """Changes of one group apply together or not at all; empty: it stands alone."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """A change that could not be read, in its place in the push."""
 
     key: Key
@@ -59,8 +57,7 @@ class Conflict:
     winner: Winner
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Notice:
+class Notice(NamedTuple):
     """What a phone is told of a conflict of its own."""
 
     conflict_id: UUID
@@ -72,8 +69,7 @@ class Notice:
     """Whether somebody has to decide."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What became of one change."""
 
     key: Key
@@ -278,5 +274,5 @@ def _dropped(state: _State, receipt: Receipt) -> Receipt:
     # A conflict with what the group itself had written is none with the server.
     met = receipt.notice is not None and receipt.notice.server_version == version
     if receipt.failure is not None or (receipt.status == "CONFLICT" and met):
-        return replace(receipt, version=version)
+        return receipt._replace(version=version)
     return Receipt(key=receipt.key, status="REJECTED", version=version, failure=Failure(Reason.ATOMIC_GROUP))

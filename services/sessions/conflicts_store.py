@@ -1,4 +1,4 @@
-"""Owns the tables of policies and conflicts and the queries on them, beside what a push writes by itself."""
+"""Owns the tables of policies and conflicts and the statements on them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
 from runtime.database import Database, Row
+from services.sessions.changes_domain import Conflict
 from services.sessions.conflicts_domain import LoggedConflict, Scope
 from services.sessions.policies_domain import Policy, Side, Strategy, Winner
 from services.sessions.records_domain import Key
@@ -114,6 +116,22 @@ _OPEN: Final = (
     .limit(bindparam("limit", type_=sa.Integer))
 )
 
+# What a push writes, straight on psycopg: %b sends a parameter in binary.
+LOG: Final = """
+    INSERT INTO sessions.conflicts (
+        id, tenant_id, user_id, domain, record_id, server_version, client_version, strategy, winner,
+        server_data, client_data, server_time, client_time, create_time)
+    SELECT id, %b::int4, %b::uuid, domain, record_id, server_version, client_version, strategy, winner,
+        server_data::jsonb, client_data::jsonb, server_time, client_time, %b::timestamptz
+    FROM unnest(
+        %b::uuid[], %b::text[], %b::text[], %b::int4[], %b::int4[], %b::text[], %b::text[], %b::text[], %b::text[],
+        %b::timestamptz[], %b::timestamptz[])
+        AS new (id, domain, record_id, server_version, client_version, strategy, winner, server_data, client_data,
+            server_time, client_time)"""
+CLOSE: Final = """
+    UPDATE sessions.conflicts SET winner = %b, resolve_time = %b
+    WHERE id = %b AND user_id = %b AND winner = 'none' AND resolve_time IS NULL"""
+
 
 class ConflictStore:
     """Policies and logged conflicts in PostgreSQL."""
@@ -125,13 +143,7 @@ class ConflictStore:
         """What the tenant has decided for the domain; None: nothing."""
         async with self._database.statements() as statements:
             row = await statements.one(_POLICY, tenant_id=tenant_id, domain=domain)
-        if row is None:
-            return None
-        return Policy(
-            strategy=Strategy(row["strategy"]),
-            auto_resolve=row["auto_resolve"],
-            notify_on_conflict=row["notify_on_conflict"],
-        )
+        return policy_of(row) if row else None
 
     async def set_policy(self, tenant_id: int, domain: str, policy: Policy, now: datetime) -> None:
         """Stores what the tenant decides for the domain from now on."""
@@ -178,6 +190,36 @@ class ConflictStore:
         async with self._database.statements() as statements:
             row = await statements.one(_ONE, id=id, user_id=user_id)
         return _conflict(row) if row else None
+
+
+def log_columns(conflicts: Sequence[Conflict]) -> list[list[Any]]:
+    """The lists that LOG takes."""
+    rows = (
+        (
+            one.id,
+            one.key.domain,
+            one.key.id,
+            one.server_version,
+            one.client_version,
+            str(one.policy.strategy),
+            str(one.winner),
+            None if one.server.data is None else orjson.dumps(one.server.data).decode(),
+            None if one.client.data is None else orjson.dumps(one.client.data).decode(),
+            one.server.time,
+            one.client.time,
+        )
+        for one in conflicts
+    )
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def policy_of(row: Row) -> Policy:
+    """A row of policies."""
+    return Policy(
+        strategy=Strategy(row["strategy"]),
+        auto_resolve=row["auto_resolve"],
+        notify_on_conflict=row["notify_on_conflict"],
+    )
 
 
 def _values(scope: Scope) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -30,10 +30,19 @@ class Erased:
 class Erasures:
     """Ends what users have."""
 
-    def __init__(self, store: ErasureStore, *, now: Callable[[], datetime], batch: int = BATCH) -> None:
+    def __init__(
+        self,
+        store: ErasureStore,
+        *,
+        now: Callable[[], datetime],
+        batch: int = BATCH,
+        committed: Callable[[UUID, Sequence[UUID]], None] = lambda *_: None,
+    ) -> None:
+        """`committed` is told whose feed has advanced."""
         self._store = store
         self._now = now
         self._batch = batch
+        self._committed = committed
 
     async def erase(self, user_id: str) -> Erased:
         """Erases all that the user has, batch by batch; what was done stays done.
@@ -44,11 +53,17 @@ class Erasures:
         """
         user = UUID(parse_uuid("user_id", user_id))
         return Erased(
-            records=await self._all(lambda: self._store.records(user, self._batch, self._now())),
+            records=await self._all(lambda: self._end_records(user)),
             conflicts=await self._all(lambda: self._store.conflicts(user, self._batch)),
             push_counts=await self._all(lambda: self._store.push_counts(user, self._batch)),
             idempotency_keys=await self._all(lambda: self._store.idempotency_keys(user, self._batch)),
         )
+
+    async def _end_records(self, user: UUID) -> int:
+        ended = await self._store.records(user, self._batch, self._now())
+        if ended:
+            self._committed(user, [])
+        return ended
 
     async def _all(self, erase: Callable[[], Awaitable[int]]) -> int:
         erased = 0

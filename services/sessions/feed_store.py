@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from psycopg.rows import tuple_row
@@ -51,6 +52,10 @@ class Entry(NamedTuple):
     update_time: datetime
 
 
+# Entry._make without its look at the length: a third of the time, for every row of every page.
+_entry: Final[Callable[[tuple[Any, ...]], Entry]] = partial(tuple.__new__, Entry)
+
+
 class Stretch(NamedTuple):
     """What was read of a feed."""
 
@@ -92,7 +97,7 @@ class FeedStore:
                     await page.execute(AFTER, asked, prepare=True)
                 # Asked after the page: tombstones that were swept away before it was read are known to be missing.
                 await swept.execute(_HORIZON, [user_id], prepare=True)
-            entries = list(map(Entry._make, await page.fetchall()))
+            entries = list(map(_entry, await page.fetchall()))
             (horizon,) = await swept.fetchone() or (0,)
         if cut or len(entries) > limit:
             entries = entries[:limit]

@@ -19,7 +19,8 @@ from services.sessions.records_domain import Key, Prepared, Record
 
 if TYPE_CHECKING:
     from services.sessions.domains import Domains
-    from services.sessions.records_store import Feed, RecordStore
+    from services.sessions.pushes_store import Feed
+    from services.sessions.records_store import RecordStore
 
 
 DOMAIN: Final = "puzzle"

@@ -41,7 +41,7 @@ PAGE_SIZE: Final = 500
 MAX_UNACKNOWLEDGED: Final = 4
 MAX_ANSWERS: Final = 4
 # Pushes that were read and wait: while PostgreSQL is busy with some, the next ones are checked.
-MAX_WAITING: Final = 4
+MAX_WAITING: Final = 16
 # Changes that are stored in one transaction.
 MAX_TOGETHER: Final = 1000
 # How long a stream that is sent away waits for the receipts of what is being stored.
@@ -134,10 +134,12 @@ class Stream:
                     yield answer
                 elif (event := await self._unasked()) is not None:
                     yield "", event
+                elif self._answers:
+                    continue  # they came while the feed was looked at
                 elif reader.done():
                     reader.result()
                     return
-                elif not self._answers:
+                else:
                     await self._wake.wait()
             if isinstance(self._end, Goodbye) and self._storing is not None:
                 await asyncio.wait({self._storing}, timeout=GOODBYE_SECONDS)  # so that its receipts are not lost

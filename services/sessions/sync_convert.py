@@ -47,17 +47,18 @@ def change_from_json(item: Any, group: Any) -> Pushed:
 def change_from_pb(message: pb.Change, group: str) -> Pushed:
     """A change of a message; data that is no JSON stays a text, which is refused under the change's id and group."""
     try:
-        data = orjson.loads(message.data) if message.data else None
+        raw = message.data
+        data = orjson.loads(raw) if raw else None
     except orjson.JSONDecodeError:
-        data = message.data
+        data = raw
     return Pushed(
-        domain=message.domain,
-        id=message.id,
-        base_version=message.base_version if message.HasField("base_version") else None,
-        operation=message.operation,
-        data=data,
-        client_time=text_of("client_time", message.client_time) if message.HasField("client_time") else None,
-        group=message.atomic_group or group,
+        message.domain,
+        message.id,
+        message.base_version if message.HasField("base_version") else None,
+        message.operation,
+        data,
+        text_of("client_time", message.client_time) if message.HasField("client_time") else None,
+        message.atomic_group or group,
     )
 
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,8 +23,9 @@ from services.sessions.schemas import encode
 if TYPE_CHECKING:
     from services.sessions.domains import Domains
     from services.sessions.feed_store import Entry, FeedStore
+    from services.sessions.pushes_store import Feed
     from services.sessions.puzzles_domain import FreeTier
-    from services.sessions.records_store import Feed, RecordStore
+    from services.sessions.records_store import RecordStore
 
 DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1000
@@ -46,8 +47,7 @@ class Place(NamedTuple):
     """Deletions up to here were forgotten before the reading began, from nothing: none of them can be missed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pushed:
+class Pushed(NamedTuple):
     """A change as a phone sent it, before it is checked; each field whatever it was."""
 
     domain: Any
@@ -323,7 +323,7 @@ def _answered(feed: Feed, reading: Reading, now: datetime) -> Answer | Failure |
 
 def _apart(items: Sequence[Change | Refused], place: int) -> Iterable[Change | Refused]:
     """The items of one push among several: a group that another one names the same is not the same."""
-    return (replace(item, group=f"{place} {item.group}") if item.group else item for item in items)
+    return (item._replace(group=f"{place} {item.group}") if item.group else item for item in items)
 
 
 def _split(decided: Decided, readings: Sequence[Reading], position: int) -> Iterator[Answer]:
@@ -394,7 +394,7 @@ def _kept(receipt: Receipt) -> dict[str, Any]:
         "status": receipt.status,
         "version": receipt.version,
         "failure": None if receipt.failure is None else kept(receipt.failure),
-        "notice": None if notice is None else {**asdict(notice), "conflict_id": str(notice.conflict_id)},
+        "notice": None if notice is None else {**notice._asdict(), "conflict_id": str(notice.conflict_id)},
     }
 
 

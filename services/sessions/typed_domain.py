@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4, uuid5
@@ -118,7 +118,7 @@ class TypedRecords:
         # typed_change has checked the data, so it can be written here as JSON.
         by_content = self._is_named_by_content(prepared.data)
         id = _name(caller.user_id, prepared.data) if by_content else str(uuid4())
-        return replace(change, key=Key(self._domain, id))
+        return change._replace(key=Key(self._domain, id))
 
 
 def _name(user_id: UUID, data: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from http import HTTPStatus
+from itertools import cycle
 from random import SystemRandom
 from typing import Any, Final, cast
 
@@ -56,9 +57,11 @@ def _silent() -> logging.Logger:
 class Door:
     """Where phones come in by WebSocket."""
 
-    def __init__(self, sync: Any, *, idle_timeout: float, drain_timeout: float, now: Callable[[], datetime]) -> None:
-        """`sync` is a stub of SyncService; the timeouts are seconds."""
-        self._sync = sync
+    def __init__(
+        self, stubs: Sequence[Any], *, idle_timeout: float, drain_timeout: float, now: Callable[[], datetime]
+    ) -> None:
+        """`stubs` are of SyncService, used in turn; the timeouts are seconds."""
+        self._stubs = cycle(stubs)
         self._idle_timeout = idle_timeout
         self._drain_timeout = drain_timeout
         self._now = now
@@ -150,7 +153,7 @@ class Door:
             return partings.refused(failure)
         counts["device"] = opening.hello.device_id
         # No deadline: the stream lives as long as the phone stays, within the lifetime that the other side allows.
-        stream = self._sync.Sync(metadata=opening.metadata)
+        stream = next(self._stubs).Sync(metadata=opening.metadata)
         conversation = Conversation(socket, stream, opening, idle_timeout=self._idle_timeout, now=self._now)
         self._conversations.add(conversation)
         try:

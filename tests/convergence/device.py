@@ -11,10 +11,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
-from tests.convergence.doors import Door, Lost, Misused, Page, TooLate
+from tests.convergence.doors import AskedDoor, Door, Lost, Misused, Page, TooLate
 from tests.convergence.ledger import Case, Entry, Ledger, Push, Reading, now
 from tests.convergence.line import Line
 from tests.convergence.model import Change, Data, Key, Receipt
@@ -113,33 +113,6 @@ class Device:
             self._ledger.counts["calls lost"] += 1
         else:
             raise AssertionError(f"{push.name} was taken for other content")
-
-    async def pull(self, limit: int, *, pages: int | None = None) -> bool:
-        """Applies the feed from where it stands, to its end or for so many pages; whether it is at the end."""
-        if self.is_offline:
-            return False
-        acknowledged = dict(self._ledger.acknowledged)
-        while pages is None or pages > 0:
-            self._on_call()
-            try:
-                page = await self.door.pull(self._cursor, limit)
-            except Lost:
-                self._ledger.counts["calls lost"] += 1
-                return False
-            assert len(page.entries) <= limit
-            self._take(page)
-            if not page.more:
-                self._check_nothing_is_missing(acknowledged)
-                return True
-            pages = None if pages is None else pages - 1
-        return False
-
-    async def catch_up(self, patience: float) -> None:
-        """Pulls to the end."""
-        deadline = time.monotonic() + patience
-        while not await self.pull(1000):
-            assert time.monotonic() < deadline, f"{self.name} cannot pull"
-            await asyncio.sleep(0.02)
 
     async def decide(self, which: float) -> None:
         """Decides one of the user's open conflicts; another phone may be doing the same."""
@@ -270,3 +243,38 @@ def _case(push: Push, change: Change, conflict_id: str) -> Case:
     choice = ("accept_server", "accept_client", "merge")[crc32(f"{push.name}.{index}".encode()) % 3]
     merged = {"title": f"both, after {push.name}.{index}"}
     return Case(conflict_id=conflict_id, key=change.key, choice=choice, merged=merged if choice == "merge" else None)
+
+
+class CallingDevice(Device):
+    """A phone that asks for the feed, call by call."""
+
+    def __init__(self, name: str, *, door: AskedDoor, **rest: Any) -> None:
+        super().__init__(name, door=door, **rest)
+        self._feed = door
+
+    async def pull(self, limit: int, *, pages: int | None = None) -> bool:
+        """Applies the feed from where it stands, to its end or for so many pages; whether it is at the end."""
+        if self.is_offline:
+            return False
+        acknowledged = dict(self._ledger.acknowledged)
+        while pages is None or pages > 0:
+            self._on_call()
+            try:
+                page = await self._feed.pull(self._cursor, limit)
+            except Lost:
+                self._ledger.counts["calls lost"] += 1
+                return False
+            assert len(page.entries) <= limit
+            self._take(page)
+            if not page.more:
+                self._check_nothing_is_missing(acknowledged)
+                return True
+            pages = None if pages is None else pages - 1
+        return False
+
+    async def catch_up(self, patience: float) -> None:
+        """Pulls to the end."""
+        deadline = time.monotonic() + patience
+        while not await self.pull(1000):
+            assert time.monotonic() < deadline, f"{self.name} cannot pull"
+            await asyncio.sleep(0.02)

@@ -53,11 +53,15 @@ class Door(Protocol):
     async def push(self, name: str, changes: Sequence[Change], shown: int | None) -> list[Receipt]:
         """Hands changes over under the idempotency key `name`; the phone's clock shows `shown`. Raises Misused."""
 
-    async def pull(self, cursor: str, limit: int) -> Page:
-        """The next page behind `cursor`."""
-
     async def decide(self, conflict_id: str, choice: str, merged: Data) -> int:
         """Decides a conflict; the record's version afterwards. Raises TooLate."""
+
+
+class AskedDoor(Door, Protocol):
+    """One that also tells what it is asked for; a stream tells by itself."""
+
+    async def pull(self, cursor: str, limit: int) -> Page:
+        """The next page behind `cursor`."""
 
     async def log(self) -> list[Logged]:
         """Every conflict in the log."""

@@ -7,7 +7,7 @@ or a decision may answer follows from `Model`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 Data = dict[str, Any] | None
@@ -186,12 +186,12 @@ class Model:
             if len(members) > 1 and any(receipts[at].status in ("CONFLICT", "REJECTED") for at in members):
                 self.position, self.records, self.history = before
                 for at in members:
-                    if receipts[at].status not in ("CONFLICT", "REJECTED"):
-                        held = self.records.get(changes[at].key)
-                        version = held.version if held else 0
-                        receipts[at] = Receipt(
-                            key=changes[at].key, status="REJECTED", version=version, reason="ATOMIC_GROUP"
-                        )
+                    key, held = changes[at].key, self.records.get(changes[at].key)
+                    version = held.version if held else 0
+                    if receipts[at].status in ("CONFLICT", "REJECTED"):
+                        receipts[at] = replace(receipts[at], version=version)
+                    else:
+                        receipts[at] = Receipt(key=key, status="REJECTED", version=version, reason="ATOMIC_GROUP")
                         met[at] = None
             self.conflicts += [one for at in members if (one := met[at])]
         self.counted += sum(receipt.status != "REJECTED" for receipt in receipts.values())

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from tests.convergence.device import Clock, Device
+from tests.convergence.device import CallingDevice, Clock
 from tests.convergence.doors import grpc_door, rest_door
 from tests.convergence.ledger import Ledger, verify
 from tests.convergence.line import Line
 from tests.convergence.schedule import DEVICES, POLICIES, USERS, Fault, Step, rounds
-from tests.convergence.stream import streaming
+from tests.convergence.stream import StreamDevice, streaming
 from tests.convergence.world import World
 from tests.factories import Phone
 
@@ -43,7 +43,7 @@ class Run:
     def __init__(self, world: World, seed: int) -> None:
         self._world = world
         self._seed = seed
-        self._devices: dict[tuple[int, int], Device] = {}
+        self._devices: dict[tuple[int, int], CallingDevice | StreamDevice] = {}
         self._ledgers: list[tuple[Phone, Ledger]] = []
         self._calls = 0
         self._called = asyncio.Event()
@@ -91,10 +91,11 @@ class Run:
                 }
                 name, place = f"{user}-{number}", {"port": line.port, "token": phone.access_token}
                 if kind.startswith("stream"):
-                    device: Device = await stack.enter_async_context(streaming(name, **place, **rest))
+                    device: CallingDevice | StreamDevice
+                    device = await stack.enter_async_context(streaming(name, **place, **rest))
                 else:
                     door = (rest_door if kind.startswith("REST") else grpc_door)(**place)
-                    device = Device(name, door=await stack.enter_async_context(door), **rest)
+                    device = CallingDevice(name, door=await stack.enter_async_context(door), **rest)
                 self._devices[user, number] = device
 
     def _count_call(self) -> None:
@@ -114,7 +115,7 @@ class Run:
             return
         await self._world.fail(fault.kind)
 
-    async def _take(self, device: Device, steps: list[Step]) -> None:
+    async def _take(self, device: CallingDevice | StreamDevice, steps: list[Step]) -> None:
         for step in steps:
             await _do(device, step)
 
@@ -126,7 +127,7 @@ class Run:
             device.is_offline = False
             device.line.mend()
 
-        async def hand_over(device: Device) -> None:
+        async def hand_over(device: CallingDevice | StreamDevice) -> None:
             while device.drafts or device.outbox:
                 assert time.monotonic() < deadline, f"{device.name} cannot hand over {device.outbox}"
                 await device.push()
@@ -169,7 +170,7 @@ class Run:
             counts.update({"conflicts told unasked": len(ledger.heard)})
 
 
-async def _do(device: Device, step: Step) -> None:
+async def _do(device: CallingDevice | StreamDevice, step: Step) -> None:
     how = step.how
     match step.verb:
         case "edit":

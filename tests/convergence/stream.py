@@ -29,7 +29,7 @@ from tests.convergence.doors import (
     grpc_channel,
     receipt_from_pb,
 )
-from tests.convergence.ledger import Entry, Logged, Push, Reading, now
+from tests.convergence.ledger import Entry, Push, Reading, now
 from tests.convergence.model import Change, Data, Key, Receipt
 
 Hear = Callable[[pb.SyncResponse, pb.SyncRequest | None], None]
@@ -214,12 +214,6 @@ class _StreamDoor:
         if choice == "merge":
             request.client_data.CopyFrom(json_format.ParseDict(merged, Struct()))
         return int((await (await self._device.connected()).ask(resolve=request)).resolution.version)
-
-    async def pull(self, cursor: str, limit: int) -> Page:
-        raise NotImplementedError("the feed comes by itself")
-
-    async def log(self) -> list[Logged]:
-        raise NotImplementedError("no stream tells the log")
 
 
 @asynccontextmanager

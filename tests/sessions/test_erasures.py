@@ -22,6 +22,7 @@ from services.sessions.erasures_domain import Erased, Erasures
 from services.sessions.erasures_store import ErasureStore
 from tests.conftest import Edge
 from tests.factories import Phone, device_session, exercise_session, puzzle_session
+from tests.streams import talking
 
 NOTHING = Erased(records=0, conflicts=0, push_counts=0, idempotency_keys=0)
 
@@ -94,6 +95,13 @@ async def test_other_devices_learn_of_it_by_pulling(edge: Edge, channel: grpc.ai
     changes = [(one["id"], one["version"], one["deleted"], one["data"]) for one in page["changes"]]
     assert changes == [(id, 2, True, {}) for id in ("r0", "r1", "r2", "r4")]
     assert (await phone.call("GET", "/users/me/stats")).json()["total_sessions"] == 0
+
+
+async def test_an_open_stream_is_told_at_once(edge: Edge, channel: grpc.aio.Channel, phone: Phone) -> None:
+    await push(phone, *(upsert(f"r{number}", {"title": "x", "text": ""}) for number in range(2)))
+    async with talking(channel, phone.metadata, device_id="phone-1") as talk:
+        await erase(edge, channel, phone.user_id)
+        assert [(one.id, one.deleted) for one in await talk.changes()] == [("r0", True), ("r1", True)]
 
 
 async def test_a_second_call_finds_nothing_and_nobody_else_loses_anything(

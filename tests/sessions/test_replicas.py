@@ -8,24 +8,27 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from uuid import uuid4
+from typing import LiteralString
+from uuid import UUID, uuid4
 
 import grpc
 import psycopg
 import pytest
+import redis.asyncio
 from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
 from satchel.sessions.v1 import sync_pb2 as pb
 
 from deploy.parts import running
 from deploy.redis import redis_part
 from runtime.config import Config
+from runtime.hints import CHANNEL
 from runtime.server import serving
 from services.auth.app import service as auth
 from services.sessions.app import service as sessions
 from services.sessions.live import POLL_INTERVAL_ALONE
 from tests.conftest import config_for
 from tests.factories import PASSWORD
-from tests.streams import Talk, change, talking
+from tests.streams import PATIENCE, Talk, change, talking
 
 
 @asynccontextmanager
@@ -115,3 +118,38 @@ async def test_an_open_stream_hears_of_conflicts_on_the_other_replica(
                     heard.append((await second.hear()).WhichOneof("message"))
                 if "conflict" in heard:
                     return
+
+
+async def test_a_phone_that_has_said_its_last_still_gets_its_receipts(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    if not redis_url:
+        pytest.skip("this machine has no Redis")
+    config = config_for(tmp_path, database_url=database_url, redis_url=redis_url)
+    async with two_replicas(config) as (talk, other), redis.asyncio.Redis.from_url(redis_url) as words:
+        await _arrives(other, talk)
+        user_id = await _only_user(database_url)
+        async with await psycopg.AsyncConnection.connect(database_url) as lock:
+            # The stream is told to look up a conflict, and has to wait for that until the push is stored.
+            await lock.execute("LOCK TABLE sessions.conflicts IN ACCESS EXCLUSIVE MODE")
+            await words.publish(CHANNEL, f"somebody {user_id.hex}:{uuid4().hex}")
+            await _until(database_url, "SELECT 1 FROM pg_locks WHERE NOT granted")
+            await talk.say("last", push=pb.PushChangesRequest(changes=[change(id="last")]))
+            await talk.call.done_writing()
+            await _until(database_url, "SELECT 1 FROM sessions.records WHERE id = 'last'")
+        assert [one.status for one in (await talk.hear("receipts")).receipts] == ["APPLIED"]
+        assert await talk.code() is grpc.StatusCode.OK
+
+
+async def _only_user(database_url: str) -> UUID:
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        (row,) = await (await connection.execute("SELECT user_id FROM sessions.feeds")).fetchall()
+    user_id: UUID = row[0]
+    return user_id
+
+
+async def _until(database_url: str, query: LiteralString) -> None:
+    """Waits until the query finds a row."""
+    async with asyncio.timeout(PATIENCE), await psycopg.AsyncConnection.connect(database_url, autocommit=True) as asked:
+        while not await (await asked.execute(query)).fetchall():
+            await asyncio.sleep(0.02)
