@@ -65,6 +65,6 @@ class Upsert:
 def upsert(database_url: str) -> Iterator[Upsert]:
     """The floor on the product's own server, for as long as the block runs."""
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("CREATE SCHEMA bench")
-        connection.execute(f"CREATE TABLE {_TABLE} (LIKE sessions.records INCLUDING ALL)")
+        connection.execute("CREATE SCHEMA IF NOT EXISTS bench")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {_TABLE} (LIKE sessions.records INCLUDING ALL)")
         yield Upsert(connection)
