@@ -91,8 +91,10 @@ class Database:
             try:
                 yield Transaction(connection)
             finally:
-                if not connection.closed:
+                if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
                     await connection.set_autocommit(False)
+                else:  # left in the middle of something: nobody else may find it so, and what happened is not hidden
+                    await connection.close()
 
     async def ping(self) -> None:
         """One trip to the server and back; raises as `transaction` when it is away."""

@@ -18,15 +18,18 @@ PAGE_BYTES: Final = 4 * 1024 * 1024
 _STANDING: Final = "SELECT position, horizon FROM sessions.feeds WHERE user_id = %b"
 _HORIZON: Final = "SELECT horizon FROM sessions.feeds WHERE user_id = %b"
 # The partial index on (user_id, position) gives as many rows as are asked for, in their order.
-_NEXT: Final = """
-    FROM sessions.records
-    WHERE user_id = %b AND position > %b AND position > 0 AND (%b::text[] IS NULL OR domain = ANY(%b::text[]))
+_WANTED: Final = """
+    user_id = %b AND position > %b AND position > 0 AND (%b::text[] IS NULL OR domain = ANY(%b::text[]))
     ORDER BY position LIMIT %b"""
+_NEXT: Final = f"FROM sessions.records WHERE {_WANTED}"
 # A row from before sizes were kept counts for what it takes on disk.
 _SIZE: Final = f"""
     SELECT coalesce(sum(coalesce(size, stored)), 0)
     FROM (SELECT size, CASE WHEN size IS NULL THEN pg_column_size(data) END AS stored {_NEXT}) AS found"""  # noqa: S608  # of constants
-AFTER: Final = f"SELECT position, domain, id, version, deleted, data::text, update_time {_NEXT}"
+# Nothing when it is too much for one page, and then no content is read.
+_AFTER_UNLESS_LARGE: Final = f"""
+    SELECT position, domain, id, version, deleted, data::text, update_time FROM sessions.records
+    WHERE ({_SIZE}) <= {PAGE_BYTES} AND {_WANTED}"""  # noqa: S608  # of constants
 # The same as far as it is not too large; the contents of what is too much are never read.
 _SOME_AFTER: Final = f"""
     SELECT position, domain, id, version, deleted, data::text, update_time
@@ -82,23 +85,21 @@ class FeedStore:
         asked = [user_id, position, chosen, chosen, limit + 1]
         async with self._database.statements() as statements:
             connection = statements.connection
-            standing, sizes, page, swept = (connection.cursor(row_factory=tuple_row, binary=True) for _ in range(4))
+            standing, page, swept = (connection.cursor(row_factory=tuple_row, binary=True) for _ in range(3))
             async with connection.pipeline():
                 await standing.execute(_STANDING, [user_id], prepare=True)
-                await sizes.execute(_SIZE, asked, prepare=True)
-            last, horizon = await standing.fetchone() or (0, 0)
-            if last <= position:
-                return Stretch([], last, False, horizon)
-            cut = (await sizes.fetchone() or (0,))[0] > PAGE_BYTES
-            async with connection.pipeline():
-                if cut:
-                    await page.execute(_SOME_AFTER, [*asked, PAGE_BYTES], prepare=True)
-                else:
-                    await page.execute(AFTER, asked, prepare=True)
+                await page.execute(_AFTER_UNLESS_LARGE, [*asked, *asked], prepare=True)
                 # Asked after the page: tombstones that were swept away before it was read are known to be missing.
                 await swept.execute(_HORIZON, [user_id], prepare=True)
+            last, _ = await standing.fetchone() or (0, 0)
+            cut = page.rowcount == 0 and last > position
+            if cut:
+                async with connection.pipeline():
+                    await page.execute(_SOME_AFTER, [*asked, PAGE_BYTES], prepare=True)
+                    await swept.execute(_HORIZON, [user_id], prepare=True)
             entries = list(map(_entry, await page.fetchall()))
             (horizon,) = await swept.fetchone() or (0,)
+        cut = cut and bool(entries)  # there may just be nothing in these domains
         if cut or len(entries) > limit:
             entries = entries[:limit]
             return Stretch(entries, entries[-1].position, True, horizon)
