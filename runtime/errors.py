@@ -155,6 +155,26 @@ class Reason(Enum):
         "SYNC_005",
         "This version is not supported here; update the app.",
     )
+    UPLOAD_NOT_FOUND = _same(StatusCode.NOT_FOUND, 404, "UPLOAD_001", "There is no such upload; start a new one.")
+    UPLOAD_FORBIDDEN = _same(StatusCode.PERMISSION_DENIED, 403, "UPLOAD_001", "This is somebody else's upload.")
+    UPLOAD_EXPIRED = _same(
+        StatusCode.FAILED_PRECONDITION, 410, "UPLOAD_003", "The upload has expired; start a new one."
+    )
+    CHUNK_CHECKSUM = _same(
+        StatusCode.INVALID_ARGUMENT, 400, "UPLOAD_002", "The bytes are not those of the checksum; send them again."
+    )
+    CHUNKS_MISSING = Row(
+        StatusCode.FAILED_PRECONDITION,
+        400,
+        "VALIDATION_FAILED",
+        "INVALID_REQUEST",
+        "SYNC_002",
+        "Chunks are missing; the status lists them.",
+    )
+    FILE_CHECKSUM = _same(
+        StatusCode.INVALID_ARGUMENT, 400, "UPLOAD_002", "The file is not what file_hash says; start a new upload."
+    )
+    UPLOAD_COMPLETED = _same(StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "The upload has become a file.")
     RATE_LIMITED = Row(
         StatusCode.RESOURCE_EXHAUSTED,
         429,

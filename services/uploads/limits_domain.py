@@ -1,8 +1,9 @@
-"""Owns what files are taken: the size of a chunk and the largest file of each type."""
+"""Owns what files are taken: the size of a chunk, the largest file of each type, and the room that each tier has."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,8 @@ class TypeLimit:
     """The limit of a group of media types."""
 
     name: str
-    mime_types: tuple[str, ...]
+    mime_types: Mapping[str, str]
+    """Each with what the names of such files end with, without the dot."""
     max_size: int
     """Bytes."""
 
@@ -28,6 +30,16 @@ class UploadLimits:
     """Bytes."""
     expires_after_seconds: int
     types: tuple[TypeLimit, ...]
+    quotas: Mapping[str, int]
+    """Bytes of all files of a user, by tier; a tier that is not listed has the largest."""
+
+    def type_of(self, mime_type: str) -> TypeLimit | None:
+        """The limit of a media type; None when it is not taken."""
+        return next((one for one in self.types if mime_type in one.mime_types), None)
+
+    def quota_of(self, tier: str) -> int:
+        """Bytes that all files of a user of this tier may take."""
+        return self.quotas.get(tier, max(self.quotas.values()))
 
 
 def read_limits(file: Path = FILE) -> UploadLimits:
@@ -36,8 +48,9 @@ def read_limits(file: Path = FILE) -> UploadLimits:
     return UploadLimits(
         chunk_size=content["chunk_size"],
         expires_after_seconds=content["expires_after_seconds"],
+        quotas=content["quotas"],
         types=tuple(
-            TypeLimit(name=one["name"], mime_types=tuple(one["mime_types"]), max_size=one["max_size"])
+            TypeLimit(name=one["name"], mime_types=one["mime_types"], max_size=one["max_size"])
             for one in content["types"]
         ),
     )

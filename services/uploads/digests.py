@@ -1,0 +1,143 @@
+"""Owns sha256: of chunks, and of whole files while their chunks arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+from uuid import UUID
+
+from runtime.telemetry import logger
+from services.uploads.blobs import BlobError
+
+if TYPE_CHECKING:
+    from services.uploads.blobs import Blobs
+    from services.uploads.uploads_domain import Upload
+
+THREADS: Final = 4
+# Uploads whose hash is kept as far as it goes; of others the file is read when it is finalized.
+MAX_RUNNING: Final = 1000
+# Chunks that wait in memory for those before them; others are read from the store when it is their turn.
+MAX_HELD: Final = 32
+MAX_AHEAD: Final = 4
+
+T = TypeVar("T")
+
+
+class _Running:
+    """The hash of one upload's first chunks."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.next = 0
+        """The first chunk that is not in it."""
+        self.ready: set[int] = set()
+        """Chunks that are stored, from `next` on, as far as this process knows."""
+        self.held: dict[int, bytes] = {}
+        self.task: asyncio.Task[None] | None = None
+
+
+class Digests:
+    """Hashes off the event loop.
+
+    What is kept of an upload's hash is in the memory of this process alone, and of bytes that it has stored itself: after
+    a crash nothing of it is believed, because nothing of it is there.
+    """
+
+    def __init__(self, blobs: Blobs, pool: ThreadPoolExecutor) -> None:
+        self._blobs = blobs
+        self._pool = pool
+        self._running: OrderedDict[UUID, _Running] = OrderedDict()
+
+    async def of(self, data: bytes) -> bytes:
+        """The sha256 of some bytes."""
+        return await self._run(lambda: hashlib.sha256(data).digest())
+
+    def stored(self, upload: Upload, index: int, data: bytes) -> None:
+        """The bytes of a chunk are in the store; goes on with the hash of the whole as far as it can."""
+        running = self._running.get(upload.id)
+        if running is None:
+            running = self._running[upload.id] = _Running()
+            self._make_room()
+        self._running.move_to_end(upload.id)
+        if index < running.next:
+            return
+        running.ready.add(index)
+        if index < running.next + MAX_AHEAD and sum(len(one.held) for one in self._busy()) < MAX_HELD:
+            running.held[index] = data
+        if running.next in running.ready and (running.task is None or running.task.done()):
+            running.task = asyncio.create_task(self._go_on(upload, running), name="hash an upload")
+
+    async def whole(self, upload: Upload) -> bytes:
+        """The sha256 of an upload that is all there; what was not hashed on its way is read from the store.
+
+        Raises BlobError.
+        """
+        running = self._running.pop(upload.id, None)
+        if running is not None and running.task is not None:
+            await asyncio.wait({running.task})
+        if running is None or upload.contested:
+            running = _Running()
+        running.ready = set(range(running.next, upload.chunks))
+        running.held.clear()
+        await self._advance(upload, running)
+        return running.sha256.digest()
+
+    def forget(self, upload_id: UUID) -> None:
+        """Drops what is kept of an upload."""
+        running = self._running.pop(upload_id, None)
+        if running is not None and running.task is not None:
+            running.task.cancel()
+
+    def _busy(self) -> Iterator[_Running]:
+        return (one for one in self._running.values() if one.held)
+
+    def _make_room(self) -> None:
+        while len(self._running) > MAX_RUNNING:
+            self.forget(next(iter(self._running)))
+
+    async def _go_on(self, upload: Upload, running: _Running) -> None:
+        try:
+            await self._advance(upload, running)
+        except BlobError as error:
+            logger().warning("a hash is left to the end of its upload", upload=upload.id, error=str(error))
+            self._running.pop(upload.id, None)
+
+    async def _advance(self, upload: Upload, running: _Running) -> None:
+        """Hashes chunk after chunk; while one is hashed the next one is read."""
+        ahead: asyncio.Task[bytes] | None = None
+        try:
+            while running.next in running.ready:
+                index = running.next
+                data = running.held.pop(index, None) or await (ahead or self._read(upload, index))
+                following = index + 1 in running.ready and index + 1 not in running.held
+                ahead = asyncio.create_task(self._read(upload, index + 1)) if following else None
+                await self._run(lambda data=data: running.sha256.update(data))  # type: ignore[misc]
+                running.ready.discard(index)
+                running.next += 1
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+
+    async def _read(self, upload: Upload, index: int) -> bytes:
+        return await self._blobs.read_chunk(upload.id, index, index * upload.chunk_size, upload.size_of(index))
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+
+@contextmanager
+def hashing(blobs: Blobs) -> Iterator[Digests]:
+    """Digests for as long as the block runs."""
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="hash")
+    digests = Digests(blobs, pool)
+    try:
+        yield digests
+    finally:
+        for upload_id in list(digests._running):
+            digests.forget(upload_id)
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,175 @@
+"""Owns how an upload becomes a file: once, whoever asks, whatever dies in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from runtime.call import Principal
+from runtime.clock import format_time
+from runtime.errors import Failure, Reason, Violation, invalid
+from runtime.telemetry import logger
+from services.uploads.blobs import BlobError
+from services.uploads.sniffing import HEAD_BYTES, fits
+from services.uploads.uploads_domain import Upload, check_alive, kept, own, parse_upload_id
+
+if TYPE_CHECKING:
+    from services.uploads.blobs import Blobs
+    from services.uploads.digests import Digests
+    from services.uploads.links import Links
+    from services.uploads.outbox_domain import Outbox
+    from services.uploads.uploads_store import HeldUpload, UploadStore
+
+DOMAIN: Final = "file"
+# Seconds that a call waits for a large file before it says that it takes longer.
+PATIENCE: Final = 10.0
+PAUSE: Final = 2.0
+# Each holds a connection to the database while it reads what was not hashed before.
+MAX_AT_ONCE: Final = 4
+MAX_NAMED: Final = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What an upload has become."""
+
+    file_url: str
+    file_size: int
+    """Bytes."""
+    checksum: bytes
+    """sha256."""
+
+
+class Finalizer:
+    """Makes files of uploads."""
+
+    def __init__(
+        self,
+        store: UploadStore,
+        blobs: Blobs,
+        digests: Digests,
+        outbox: Outbox,
+        links: Links,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._digests = digests
+        self._outbox = outbox
+        self._links = links
+        self._now = now
+        self._running: dict[UUID, asyncio.Task[Upload]] = {}
+        self._places = asyncio.Semaphore(MAX_AT_ONCE)
+
+    def receipt(self, upload: Upload) -> Receipt:
+        """What a completed upload has become."""
+        return Receipt(file_url=self._links.url(upload), file_size=upload.total_size, checksum=upload.file_hash)
+
+    async def finalize(self, caller: Principal, upload_id: str) -> Receipt:
+        """Makes the upload a file, or tells what it has become already.
+
+        Raises Failure: CHUNKS_MISSING, FILE_CHECKSUM, FIELD_INVALID, UPLOAD_NOT_FOUND, UPLOAD_FORBIDDEN,
+        UPLOAD_EXPIRED; UNAVAILABLE when it takes longer than a call may, and goes on.
+        """
+        upload = own(await self._store.find(parse_upload_id(upload_id)), caller, self._now())
+        if upload.status == "completed":
+            return self.receipt(upload)
+        task = self._running.get(upload.id)
+        if task is None:
+            task = self._running[upload.id] = asyncio.create_task(self._finalize(upload.id), name="finalize an upload")
+            task.add_done_callback(lambda _: self._running.pop(upload.id, None))
+        await asyncio.wait({task}, timeout=PATIENCE)
+        if not task.done():
+            raise Failure(Reason.UNAVAILABLE, "The file is being put together; ask again.", retry_after=PAUSE)
+        return self.receipt(task.result())
+
+    async def _finalize(self, id: UUID) -> Upload:
+        async with self._places:
+            async with self._store.hold(id) as held:
+                upload = self._given(held)
+                if upload.status == "active":
+                    _check_whole(upload, await held.stored())
+                    await held.assembling()
+            # Held anew, so that the status tells what goes on; whoever comes second waits here, and finds it done.
+            refusal: Failure | None = None
+            async with self._store.hold(id) as held:
+                upload = self._given(held)
+                if upload.status == "completed":
+                    return upload
+                refusal = await self._refusal(upload)
+                if refusal is None:
+                    await kept(self._blobs.assemble(id, id, upload.chunks, upload.total_size))
+                    await held.end("completed", self._now())
+                    await self._outbox.add(
+                        held.connection,
+                        user_id=upload.user_id,
+                        tenant_id=upload.tenant_id,
+                        domain=DOMAIN,
+                        record_id=str(id),
+                        data=self._record(upload),
+                    )
+                else:
+                    await held.end("failed", self._now())
+        if refusal is not None:
+            await kept(self._blobs.discard(id))
+            raise refusal
+        self._outbox.look()
+        return upload
+
+    def _given(self, held: HeldUpload) -> Upload:
+        if held.upload is None:
+            raise Failure(Reason.UPLOAD_NOT_FOUND)
+        check_alive(held.upload, self._now())
+        return held.upload
+
+    async def _refusal(self, upload: Upload) -> Failure | None:
+        """Why the bytes that are stored are not the file that was announced; None: they are."""
+        try:
+            if await self._digests.whole(upload) != upload.file_hash:
+                return Failure(Reason.FILE_CHECKSUM, violations=[Violation("file_hash", "MISMATCH")])
+            head = await self._blobs.read_chunk(upload.id, 0, 0, min(HEAD_BYTES, upload.size_of(0)))
+        except BlobError as error:
+            logger().warning("an upload cannot be read", upload=upload.id, error=str(error))
+            raise Failure(Reason.UNAVAILABLE, retry_after=PAUSE) from None
+        if not fits(upload.mime_type, head):
+            return invalid("mime_type", "is not what the file holds", "MISMATCH")
+        return None
+
+    def _record(self, upload: Upload) -> dict[str, object]:
+        return {
+            "filename": upload.filename,
+            "mime_type": upload.mime_type,
+            "size": upload.total_size,
+            "checksum": upload.file_hash.hex(),
+            "file_url": self._links.url(upload),
+            "upload_id": str(upload.id),
+            "create_time": format_time(self._now()),
+        }
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Ends what is still going on when the block does; whoever asks next begins it again."""
+        try:
+            yield
+        finally:
+            for task in self._running.values():
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+
+def _check_whole(upload: Upload, stored: list[int]) -> None:
+    missing = sorted(set(range(upload.chunks)) - set(stored))
+    if missing:
+        named = ", ".join(str(index) for index in missing[:MAX_NAMED])
+        more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+        raise Failure(
+            Reason.CHUNKS_MISSING,
+            f"Chunks are missing: {named}{more}.",
+            violations=[Violation(f"chunks[{index}]", "REQUIRED") for index in missing],
+        )

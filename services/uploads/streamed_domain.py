@@ -1,0 +1,168 @@
+"""Owns uploads in one go: a stream of bytes cut into chunks, or a stream of chunks; what has come, stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from runtime.errors import invalid
+from services.uploads.uploads_domain import Progress, Upload, Uploads, check_alive, kept
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from services.uploads.blobs import Blobs
+    from services.uploads.digests import Digests
+    from services.uploads.uploads_store import UploadStore
+
+# Chunks of one stream that are written at the same time.
+AT_ONCE: Final = 4
+# Chunks that are claimed in one trip to the database.
+WINDOW: Final = 16
+
+
+class SentChunk(NamedTuple):
+    """A chunk as it came in a stream of chunks."""
+
+    index: int
+    data: bytes
+    checksum: str
+    """sha256 in hexadecimal digits."""
+
+
+class _Several:
+    """Runs a few things at once; the first that fails ends the others' turn."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def add(self, doing: Coroutine[Any, Any, Any]) -> None:
+        """Begins it as soon as there is a place. Raises what one before has raised."""
+        while len(self._tasks) >= AT_ONCE:
+            await self._some()
+        self._tasks.add(asyncio.create_task(doing))
+
+    async def all(self) -> None:
+        """Waits for all of them. Raises what one has raised."""
+        while self._tasks:
+            await self._some()
+
+    async def settle(self) -> None:
+        """Waits for all of them, whatever becomes of them."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _some(self) -> None:
+        done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+
+class Streamed:
+    """Takes many chunks in one call."""
+
+    def __init__(
+        self, uploads: Uploads, store: UploadStore, blobs: Blobs, digests: Digests, *, now: Callable[[], datetime]
+    ) -> None:
+        self._uploads = uploads
+        self._store = store
+        self._blobs = blobs
+        self._digests = digests
+        self._now = now
+
+    async def chunks(self, upload: Upload, sent: AsyncIterator[SentChunk]) -> tuple[int, Progress]:
+        """Stores chunk after chunk, a few at once; returns how many, and what is stored then.
+
+        Raises Failure as Uploads.chunk for the first that is refused.
+        """
+        several, count = _Several(), 0
+        try:
+            async for one in sent:
+                await several.add(self._uploads.chunk(upload, one.index, one.data, one.checksum))
+                count += 1
+            await several.all()
+        finally:
+            await several.settle()
+        return count, await self._progress(upload.id, upload.chunks)
+
+    async def content(self, upload: Upload, offset: float, pieces: AsyncIterator[bytes]) -> tuple[int, Progress]:
+        """Stores everything from `offset` on; returns up to where it has come, and what is stored then.
+
+        Raises Failure: FIELD_INVALID, UPLOAD_NOT_FOUND, UPLOAD_EXPIRED, UNAVAILABLE.
+        """
+        first, rest = divmod(offset, upload.chunk_size)
+        if rest or not 0 <= offset <= upload.total_size:
+            raise invalid("upload-offset", f"must be a multiple of {upload.chunk_size} within the file")
+        if upload.status != "active":
+            return upload.total_size, Progress(stored=upload.chunks, chunks=upload.chunks)
+        taking = _Taking(self._store, self._blobs, self._digests, upload)
+        try:
+            end = await taking.take(int(first), pieces)
+        finally:
+            # Though the phone may be gone: what has come need not come again.
+            await asyncio.shield(taking.settle())
+        now = await self._store.find(upload.id)
+        if now is not None:
+            check_alive(now, self._now())
+        return end, await self._progress(upload.id, upload.chunks)
+
+    async def _progress(self, id: UUID, chunks: int) -> Progress:
+        return Progress(stored=await self._store.count(id), chunks=chunks)
+
+
+class _Taking:
+    """One stream of bytes on its way into the store."""
+
+    def __init__(self, store: UploadStore, blobs: Blobs, digests: Digests, upload: Upload) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._digests = digests
+        self._upload = upload
+        self._claim = os.urandom(16)
+        """Not as long as a sha256, and nobody else's."""
+        self._claimed: set[int] = set()
+        self._asked = 0
+        """Up to here chunks were claimed."""
+        self._several = _Several()
+
+    async def take(self, index: int, pieces: AsyncIterator[bytes]) -> int:
+        """Stores the chunks from `index` on; returns the offset behind the last one."""
+        upload, parts, size = self._upload, list[bytes](), 0
+        self._asked = index
+        async for piece in pieces:
+            while piece:
+                if index == upload.chunks:
+                    raise invalid("content", f"has more than the {upload.total_size} bytes of the upload")
+                room = upload.size_of(index) - size
+                parts.append(piece[:room] if len(piece) > room else piece)
+                size += len(parts[-1])
+                piece = piece[room:] if len(piece) > room else b""
+                if size == upload.size_of(index):
+                    await self._put(index, parts[0] if len(parts) == 1 else b"".join(parts))
+                    parts, size, index = [], 0, index + 1
+        await self._several.all()
+        return min(index * upload.chunk_size, upload.total_size)
+
+    async def settle(self) -> None:
+        """Ends what is being written, and gives back what is not."""
+        await self._several.settle()
+        with suppress(Exception):  # claims that stay are taken over by whoever comes next
+            await self._store.release(self._upload.id, self._claim)
+
+    async def _put(self, index: int, data: bytes) -> None:
+        if index >= self._asked:
+            self._asked = min(index + WINDOW, self._upload.chunks)
+            self._claimed = await self._store.claim(self._upload.id, self._claim, range(index, self._asked))
+        if index in self._claimed:  # the others are stored
+            await self._several.add(self._write(index, data))
+
+    async def _write(self, index: int, data: bytes) -> None:
+        upload = self._upload
+        await kept(self._blobs.write_chunk(upload.id, index, index * upload.chunk_size, data))
+        marked, _ = await self._store.store(upload.id, self._claim, [index])
+        if marked:
+            self._digests.stored(upload, index, data)

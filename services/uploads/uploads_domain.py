@@ -1,0 +1,335 @@
+"""Owns uploads: what may be sent, how its chunks are taken, and what is stored of it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
+from uuid import UUID, uuid4
+
+from runtime.call import Principal
+from runtime.errors import Failure, Reason, Violation, invalid, missing
+from runtime.ids import parse_uuid
+from services.uploads.blobs import BlobError, BlobsFull
+from services.uploads.limits_domain import UploadLimits
+
+if TYPE_CHECKING:
+    from services.uploads.blobs import Blobs
+    from services.uploads.digests import Digests
+    from services.uploads.uploads_store import UploadStore
+
+MAX_NAME_CHARS: Final = 255
+# Seconds after which a phone that found the store away, or full, may try again.
+STORE_PAUSE: Final = 2.0
+FULL_PAUSE: Final = 60.0
+_DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
+_ENDED: Final = ("failed", "cancelled", "deleted")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """A file on its way, or one that has arrived."""
+
+    id: UUID
+    user_id: UUID
+    tenant_id: int
+    filename: str
+    """What the phone calls it, made harmless; never a path."""
+    mime_type: str
+    total_size: int
+    """Bytes."""
+    chunk_size: int
+    """Bytes of every chunk but the last."""
+    file_hash: bytes
+    """sha256 of the whole, by the phone's word until it is completed."""
+    status: str
+    """active, assembling, completed, failed, cancelled, expired or deleted."""
+    contested: bool
+    """Whether two senders have meant different bytes by the same chunk."""
+    create_time: datetime
+    expire_time: datetime
+    finish_time: datetime | None
+
+    @property
+    def chunks(self) -> int:
+        """How many there are, from 1."""
+        return -(-self.total_size // self.chunk_size)
+
+    def size_of(self, index: int) -> int:
+        """Bytes of a chunk."""
+        return min(self.chunk_size, self.total_size - index * self.chunk_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """What is known of one chunk."""
+
+    claim: bytes
+    """The sha256 of its bytes when it came by itself; some other bytes when it came in a stream."""
+    stored: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a phone wants to send, as it says."""
+
+    filename: str
+    total_size: float
+    """Bytes."""
+    mime_type: str
+    file_hash: str
+    """sha256 in hexadecimal digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How much of an upload is stored."""
+
+    stored: int
+    """Chunks."""
+    chunks: int
+
+    @property
+    def remaining(self) -> int:
+        """Chunks that are not stored."""
+        return self.chunks - self.stored
+
+    @property
+    def percent(self) -> float:
+        """0 to 100, with one decimal; 100 only when nothing remains."""
+        return min(round(100 * self.stored / self.chunks, 1), 100.0 if not self.remaining else 99.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """An upload and what is stored of it."""
+
+    upload: Upload
+    stored: Sequence[int]
+
+    @property
+    def missing(self) -> list[int]:
+        """The chunks that are not stored, in order."""
+        return sorted(set(range(self.upload.chunks)) - set(self.stored))
+
+    @property
+    def progress(self) -> Progress:
+        """The same in numbers."""
+        return Progress(stored=len(self.stored), chunks=self.upload.chunks)
+
+    @property
+    def offset(self) -> int:
+        """Bytes that are stored from the beginning on without a gap."""
+        gap = next((place for place, index in enumerate(self.stored) if place != index), len(self.stored))
+        return min(gap * self.upload.chunk_size, self.upload.total_size)
+
+
+class Uploads:
+    """Takes files in chunks; any number of replicas may take chunks of one file."""
+
+    def __init__(
+        self,
+        store: UploadStore,
+        blobs: Blobs,
+        digests: Digests,
+        limits: UploadLimits,
+        *,
+        now: Callable[[], datetime],
+        new_id: Callable[[], UUID] = uuid4,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._digests = digests
+        self._limits = limits
+        self._now = now
+        self._new_id = new_id
+
+    async def start(self, caller: Principal, asked: Asked) -> Upload:
+        """A new upload, the living one that was started with the same words, or the one the file came in by before.
+
+        Raises Failure: FIELD_MISSING, FIELD_INVALID, TOO_LARGE, TIER_LIMIT.
+        """
+        now = self._now()
+        until = now + timedelta(seconds=self._limits.expires_after_seconds)
+        wanted = self._upload(caller, asked, now, until)
+        async with self._store.start(caller.user_id) as starting:
+            same = await starting.same(wanted)
+            if same is not None:
+                return await starting.prolong(same, until) if same.status == "active" else same
+            if await starting.used(now) + wanted.total_size > self._limits.quota_of(caller.tier):
+                raise Failure(Reason.TIER_LIMIT, "Your files would take more room than your tier has.")
+            await starting.insert(wanted)
+        return wanted
+
+    def _upload(self, caller: Principal, asked: Asked, now: datetime, until: datetime) -> Upload:
+        filename = clean_name(asked.filename)
+        if not asked.total_size:
+            raise missing("total_size")
+        if asked.total_size < 1 or asked.total_size != int(asked.total_size):
+            raise invalid("total_size", "must be a whole number of bytes from 1")
+        if not asked.mime_type:
+            raise missing("mime_type")
+        mime_type = asked.mime_type.lower()
+        limit = self._limits.type_of(mime_type)
+        if limit is None:
+            raise invalid("mime_type", "is not one that /api/v1/uploads/limits lists", "UNKNOWN_VALUE")
+        file_hash = parse_digest("file_hash", asked.file_hash)
+        if asked.total_size > limit.max_size:
+            raise Failure(
+                Reason.TOO_LARGE,
+                f"total_size: a file of this type has at most {limit.max_size} bytes",
+                violations=[Violation("total_size", "OUT_OF_RANGE")],
+            )
+        return Upload(
+            id=self._new_id(),
+            user_id=caller.user_id,
+            tenant_id=caller.tenant_id,
+            filename=filename,
+            mime_type=mime_type,
+            total_size=int(asked.total_size),
+            chunk_size=self._limits.chunk_size,
+            file_hash=file_hash,
+            status="active",
+            contested=False,
+            create_time=now,
+            expire_time=until,
+            finish_time=None,
+        )
+
+    async def find(self, caller: Principal, upload_id: str) -> Upload:
+        """An upload of the caller. Raises Failure: UPLOAD_NOT_FOUND, UPLOAD_FORBIDDEN, UPLOAD_EXPIRED."""
+        return own(await self._store.find(parse_upload_id(upload_id)), caller, self._now())
+
+    async def status(self, caller: Principal, upload_id: str) -> Status:
+        """What is stored of an upload. Raises Failure as `find`."""
+        upload = await self.find(caller, upload_id)
+        stored = await self._store.stored(upload.id) if upload.status == "active" else list(range(upload.chunks))
+        return Status(upload=upload, stored=stored)
+
+    async def chunk(self, upload: Upload, index: int, data: bytes, checksum: str) -> Progress:
+        """Stores one chunk; the same chunk again is harmless.
+
+        Raises Failure: FIELD_MISSING, FIELD_INVALID, CHUNK_CHECKSUM, those of `find`, UNAVAILABLE.
+        """
+        digest = parse_digest("x-chunk-checksum", checksum)
+        if not 0 <= index < upload.chunks:
+            raise invalid("chunk_index", f"must be 0 to {upload.chunks - 1}")
+        if len(data) != upload.size_of(index):
+            raise invalid("content", f"must have {upload.size_of(index)} bytes, and has {len(data)}")
+        if await self._digests.of(data) != digest:
+            raise Failure(Reason.CHUNK_CHECKSUM)
+        if index not in await self._store.claim(upload.id, digest, [index]):
+            return await self._stored_before(upload, index, digest)
+        await kept(self._blobs.write_chunk(upload.id, index, index * upload.chunk_size, data))
+        marked, stored = await self._store.store(upload.id, digest, [index])
+        if not marked:
+            return await self._overtaken(upload, index, digest)
+        self._digests.stored(upload, index, data)
+        return Progress(stored=stored, chunks=upload.chunks)
+
+    async def _stored_before(self, upload: Upload, index: int, digest: bytes) -> Progress:
+        chunk = await self._store.chunk(upload.id, index)
+        if chunk is None:  # it has ended, one way or the other
+            return await self._ended(upload)
+        if len(chunk.claim) == len(digest) and chunk.claim != digest:
+            raise Failure(
+                Reason.CHUNK_CHECKSUM, "Other bytes are stored under this index; cancel the upload and start a new one."
+            )
+        return Progress(stored=await self._store.count(upload.id), chunks=upload.chunks)
+
+    async def _overtaken(self, upload: Upload, index: int, digest: bytes) -> Progress:
+        """Somebody else has claimed the chunk since, or ended the upload."""
+        chunk = await self._store.chunk(upload.id, index)
+        if chunk is None:
+            return await self._ended(upload)
+        raise Failure(Reason.UNAVAILABLE, "Another call sends other bytes for this chunk.", retry_after=1)
+
+    async def _ended(self, upload: Upload) -> Progress:
+        """Every chunk of a file is stored; of anything else nothing must be left."""
+        now = await self._store.find(upload.id)
+        if now is None or now.status not in ("active", "assembling", "completed"):
+            await kept(self._blobs.discard(upload.id))
+        if now is None or now.status == "active":
+            raise Failure(Reason.UNAVAILABLE, retry_after=1)
+        check_alive(now, self._now())
+        return Progress(stored=upload.chunks, chunks=upload.chunks)
+
+    async def cancel(self, caller: Principal, upload_id: str) -> None:
+        """Ends an upload and removes what is stored of it. Raises Failure: UPLOAD_COMPLETED, and as `find`."""
+        async with self._store.hold(parse_upload_id(upload_id)) as held:
+            upload = held.upload
+            if upload is None:
+                raise Failure(Reason.UPLOAD_NOT_FOUND)
+            if upload.user_id != caller.user_id:
+                raise Failure(Reason.UPLOAD_FORBIDDEN)
+            if upload.status == "completed":
+                raise Failure(Reason.UPLOAD_COMPLETED)
+            if upload.status != "cancelled":
+                check_alive(upload, self._now())
+                await held.end("cancelled", self._now())
+        self._digests.forget(upload.id)
+        await kept(self._blobs.discard(upload.id))
+
+
+def own(upload: Upload | None, caller: Principal, now: datetime) -> Upload:
+    """The upload again. Raises Failure: UPLOAD_NOT_FOUND, UPLOAD_FORBIDDEN, UPLOAD_EXPIRED."""
+    if upload is None:
+        raise Failure(Reason.UPLOAD_NOT_FOUND)
+    if upload.user_id != caller.user_id:
+        raise Failure(Reason.UPLOAD_FORBIDDEN)
+    check_alive(upload, now)
+    return upload
+
+
+def check_alive(upload: Upload, now: datetime) -> None:
+    """Raises Failure (UPLOAD_NOT_FOUND, UPLOAD_EXPIRED) for an upload that has ended without a file."""
+    if upload.status in _ENDED:
+        raise Failure(Reason.UPLOAD_NOT_FOUND)
+    if upload.status == "expired" or (upload.status == "active" and upload.expire_time <= now):
+        raise Failure(Reason.UPLOAD_EXPIRED)
+
+
+async def kept(doing: Awaitable[None]) -> None:
+    """Waits for the store of blobs. Raises Failure(UNAVAILABLE) when it is away or full."""
+    try:
+        await doing
+    except BlobsFull:
+        raise Failure(Reason.UNAVAILABLE, "There is no room for files at the moment.", retry_after=FULL_PAUSE) from None
+    except BlobError:
+        raise Failure(Reason.UNAVAILABLE, retry_after=STORE_PAUSE) from None
+
+
+def parse_upload_id(text: str) -> UUID:
+    """The id of an upload. Raises Failure(UPLOAD_NOT_FOUND) for what never was one."""
+    try:
+        return UUID(parse_uuid("upload_id", text))
+    except Failure:
+        raise Failure(Reason.UPLOAD_NOT_FOUND) from None
+
+
+def parse_digest(field: str, text: str) -> bytes:
+    """A sha256 of 64 hexadecimal digits. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
+    if not text:
+        raise missing(field)
+    if not _DIGEST.fullmatch(text):
+        raise invalid(field, "must be a sha256 of 64 hexadecimal digits", "INVALID_FORMAT")
+    return bytes.fromhex(text)
+
+
+def clean_name(text: str) -> str:
+    """A file's name without its directories, control and formatting characters; it is shown, and never a path.
+
+    Raises Failure: FIELD_MISSING, FIELD_INVALID when nothing is left or it has more than 255 characters.
+    """
+    if not text:
+        raise missing("filename")
+    if len(text) > MAX_NAME_CHARS:
+        raise invalid("filename", f"is longer than {MAX_NAME_CHARS} characters", "TOO_LONG")
+    last = re.split(r"[/\\]", unicodedata.normalize("NFC", text))[-1]
+    name = "".join(one for one in last if unicodedata.category(one)[0] != "C").strip(" .")
+    if not name:
+        raise invalid("filename", "is no name of a file", "INVALID_FORMAT")
+    return name

@@ -1,0 +1,236 @@
+"""Owns the tables of uploads and their chunks, and every query on them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from runtime.arrays import Integers
+from runtime.database import Connection, Database
+from services.uploads.uploads_domain import Chunk, Upload
+
+_UPLOAD: Final = """
+    id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, contested, create_time,
+    expire_time, finish_time"""
+# One after the other for each user, so that two starts cannot both take the last room of a quota.
+_LOCK_USER: Final = "SELECT pg_advisory_xact_lock(%b::int8)"
+_SAME: Final = f"""
+    SELECT {_UPLOAD} FROM uploads.uploads
+    WHERE user_id = %b AND file_hash = %b AND total_size = %b AND mime_type = %b
+        AND (status = 'completed' OR (status IN ('active', 'assembling') AND filename = %b AND expire_time > %b))
+    ORDER BY status = 'completed' DESC, create_time LIMIT 1"""  # noqa: S608  # of constants
+_USED: Final = """
+    SELECT coalesce(sum(total_size), 0)::int8 AS bytes FROM uploads.uploads
+    WHERE user_id = %b AND (status IN ('assembling', 'completed') OR (status = 'active' AND expire_time > %b))"""
+_INSERT: Final = """
+    INSERT INTO uploads.uploads (
+        id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, create_time, expire_time)
+    VALUES (%b, %b, %b, %b, %b, %b, %b, %b, 'active', %b, %b)"""
+_PROLONG: Final = """
+    UPDATE uploads.uploads SET expire_time = greatest(expire_time, %b) WHERE id = %b AND status = 'active'"""
+_FIND: Final = f"SELECT {_UPLOAD} FROM uploads.uploads WHERE id = %b"  # noqa: S608  # of constants
+_HOLD: Final = _FIND + " FOR UPDATE"
+# Whoever claims a chunk after somebody else who has not stored it takes it over; with other bytes that makes the upload
+# contested, and its file is then read from the store before it is believed.
+_CLAIM: Final = """
+    WITH claimed AS (
+        INSERT INTO uploads.chunks AS known (upload_id, index, claim, stored)
+        SELECT uploads.id, wanted.index, %b, false
+        FROM uploads.uploads, unnest(%b::int4[]) AS wanted (index)
+        WHERE uploads.id = %b AND status = 'active' ORDER BY wanted.index
+        ON CONFLICT (upload_id, index) DO UPDATE SET claim = excluded.claim WHERE NOT known.stored
+        RETURNING index, old.claim <> new.claim AS taken_over),
+    contested AS (
+        UPDATE uploads.uploads SET contested = true
+        WHERE id = %b AND NOT contested AND EXISTS (SELECT 1 FROM claimed WHERE taken_over))
+    SELECT index FROM claimed"""
+# The row's lock keeps an upload from being finalized, cancelled or swept away between its bytes and their row.
+_STORE: Final = """
+    WITH alive AS (SELECT id FROM uploads.uploads WHERE id = %b AND status = 'active' FOR KEY SHARE)
+    UPDATE uploads.chunks SET stored = true FROM alive
+    WHERE upload_id = alive.id AND index = ANY(%b::int4[]) AND claim = %b"""
+_RELEASE: Final = "DELETE FROM uploads.chunks WHERE upload_id = %b AND claim = %b AND NOT stored"
+_CHUNK: Final = "SELECT claim, stored FROM uploads.chunks WHERE upload_id = %b AND index = %b"
+_COUNT: Final = "SELECT count(*) AS stored FROM uploads.chunks WHERE upload_id = %b AND stored"
+_STORED: Final = "SELECT index FROM uploads.chunks WHERE upload_id = %b AND stored ORDER BY index"
+_END: Final = """
+    UPDATE uploads.uploads SET status = %b, finish_time = %b WHERE id = %b"""
+_FORGET_CHUNKS: Final = "DELETE FROM uploads.chunks WHERE upload_id = %b"
+_EXPIRED: Final = f"""
+    SELECT {_UPLOAD} FROM uploads.uploads
+    WHERE status IN ('active', 'assembling') AND expire_time <= %b AND (status = 'active' OR expire_time <= %b)
+    ORDER BY expire_time LIMIT 1 FOR UPDATE SKIP LOCKED"""  # noqa: S608  # of constants
+_KNOWN: Final = "SELECT id FROM uploads.uploads WHERE id = ANY(%b::uuid[]) AND status = ANY(%b::text[])"
+_FORGET_ENDED: Final = """
+    DELETE FROM uploads.uploads WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM uploads.uploads
+        WHERE status IN ('failed', 'cancelled', 'expired', 'deleted') AND finish_time < %b
+        LIMIT %b FOR UPDATE SKIP LOCKED))"""
+
+
+class HeldUpload:
+    """An upload inside a transaction that holds it: nobody else can store a chunk of it, or end it, meanwhile."""
+
+    def __init__(self, connection: Connection, upload: Upload | None) -> None:
+        self.connection = connection
+        self.upload = upload
+        """None: there is none."""
+
+    async def stored(self) -> list[int]:
+        """The chunks that are stored, in order."""
+        return await _stored(self.connection, _given(self.upload).id)
+
+    async def end(self, status: str, now: datetime) -> None:
+        """Gives it a status that it will not leave, and forgets its chunks."""
+        upload = _given(self.upload)
+        await self.connection.execute(_END, [status, now, upload.id], prepare=True)
+        await self.connection.execute(_FORGET_CHUNKS, [upload.id], prepare=True)
+
+    async def assembling(self) -> None:
+        """From now on it takes no chunks."""
+        await self.connection.execute(_END, ["assembling", None, _given(self.upload).id], prepare=True)
+
+
+class UploadStore:
+    """Uploads in PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def start(self, user_id: UUID) -> AsyncIterator[Starting]:
+        """A transaction in which nobody else starts an upload of this user."""
+        async with self._database.transaction() as transaction:
+            key = int.from_bytes(user_id.bytes[:8], signed=True)
+            await transaction.connection.execute(_LOCK_USER, [key], prepare=True)
+            yield Starting(transaction.connection, user_id)
+
+    async def find(self, id: UUID) -> Upload | None:
+        """An upload, whoever owns it."""
+        async with self._database.statements() as statements:
+            return await _one(statements.connection, _FIND, [id])
+
+    @asynccontextmanager
+    async def hold(self, id: UUID) -> AsyncIterator[HeldUpload]:
+        """An upload, held until the block ends; waits for whoever holds it."""
+        async with self._database.transaction() as transaction:
+            yield HeldUpload(transaction.connection, await _one(transaction.connection, _HOLD, [id]))
+
+    @asynccontextmanager
+    async def hold_expired(self, active: datetime, assembling: datetime) -> AsyncIterator[HeldUpload]:
+        """An upload whose time was over then, and that nobody holds; with None for an upload when there is none."""
+        async with self._database.transaction() as transaction:
+            upload = await _one(transaction.connection, _EXPIRED, [active, assembling])
+            yield HeldUpload(transaction.connection, upload)
+
+    async def claim(self, id: UUID, claim: bytes, indexes: Sequence[int]) -> set[int]:
+        """Announces that the bytes of these chunks will be written; returns those that are not stored already.
+
+        Of an upload that is not active, none is.
+        """
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_CLAIM, [claim, Integers(indexes), id, id], prepare=True)
+            return {row["index"] for row in await cursor.fetchall()}
+
+    async def store(self, id: UUID, claim: bytes, indexes: Sequence[int]) -> tuple[int, int]:
+        """Notes that the chunks are stored, as far as they are still claimed so.
+
+        Returns how many of them were, and how many of the upload are now.
+        """
+        async with self._database.statements() as statements:
+            connection = statements.connection
+            async with connection.pipeline():
+                stored = await connection.execute(_STORE, [id, Integers(indexes), claim], prepare=True)
+                counted = await connection.execute(_COUNT, [id], prepare=True)
+            row = await counted.fetchone() or {"stored": 0}
+            return stored.rowcount, row["stored"]
+
+    async def release(self, id: UUID, claim: bytes) -> None:
+        """Takes back the claims on what was not stored."""
+        async with self._database.statements() as statements:
+            await statements.connection.execute(_RELEASE, [id, claim], prepare=True)
+
+    async def chunk(self, id: UUID, index: int) -> Chunk | None:
+        """One chunk; None when nobody has claimed it."""
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_CHUNK, [id, index], prepare=True)
+            row = await cursor.fetchone()
+        return Chunk(**row) if row else None
+
+    async def count(self, id: UUID) -> int:
+        """How many chunks are stored."""
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_COUNT, [id], prepare=True)
+            row = await cursor.fetchone()
+        return int(row["stored"]) if row else 0
+
+    async def stored(self, id: UUID) -> list[int]:
+        """The chunks that are stored, in order."""
+        async with self._database.statements() as statements:
+            return await _stored(statements.connection, id)
+
+    async def living(self, ids: Sequence[UUID], statuses: Sequence[str]) -> set[UUID]:
+        """Those of `ids` that are in one of these statuses."""
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_KNOWN, [list(ids), list(statuses)], prepare=True)
+            return {row["id"] for row in await cursor.fetchall()}
+
+    async def forget_ended(self, before: datetime, limit: int) -> int:
+        """Forgets up to `limit` uploads that ended without a file before then; returns how many."""
+        async with self._database.statements() as statements:
+            return (await statements.connection.execute(_FORGET_ENDED, [before, limit])).rowcount
+
+
+class Starting:
+    """What a start looks at and writes, while nobody else starts an upload of the user."""
+
+    def __init__(self, connection: Connection, user_id: UUID) -> None:
+        self._connection = connection
+        self._user_id = user_id
+
+    async def same(self, upload: Upload) -> Upload | None:
+        """A completed upload of the same file, or a living one that was started with the same words."""
+        values = [upload.user_id, upload.file_hash, upload.total_size, upload.mime_type, upload.filename]
+        return await _one(self._connection, _SAME, [*values, upload.create_time])
+
+    async def used(self, now: datetime) -> int:
+        """Bytes of the user's files and of those that are on their way."""
+        cursor = await self._connection.execute(_USED, [self._user_id, now], prepare=True)
+        row = await cursor.fetchone()
+        return int(row["bytes"]) if row else 0
+
+    async def insert(self, upload: Upload) -> None:
+        """Stores a new upload."""
+        values: list[Any] = [upload.id, upload.user_id, upload.tenant_id, upload.filename, upload.mime_type]
+        values += [upload.total_size, upload.chunk_size, upload.file_hash, upload.create_time, upload.expire_time]
+        await self._connection.execute(_INSERT, values, prepare=True)
+
+    async def prolong(self, upload: Upload, until: datetime) -> Upload:
+        """Lets an active upload live until then at least."""
+        await self._connection.execute(_PROLONG, [until, upload.id], prepare=True)
+        return replace(upload, expire_time=max(until, upload.expire_time))
+
+
+async def _one(connection: Connection, statement: str, values: Sequence[Any]) -> Upload | None:
+    row = await (await connection.execute(statement, values, prepare=True)).fetchone()
+    return upload_of(row) if row else None
+
+
+async def _stored(connection: Connection, id: UUID) -> list[int]:
+    cursor = await connection.execute(_STORED, [id], prepare=True)
+    return [row["index"] for row in await cursor.fetchall()]
+
+
+def _given(upload: Upload | None) -> Upload:
+    if upload is None:
+        raise LookupError("there is no such upload")
+    return upload
+
+
+def upload_of(row: Row) -> Upload:
+    """A row of uploads."""
+    return Upload(**row)
