@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -13,12 +14,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
 
+from runtime.errors import Failure, Reason
 from runtime.identity import Revocations, ServiceTokens
 from runtime.telemetry import REVOCATION_ERRORS, logger
 
 CALL_TIMEOUT: Final = 2.0
 # However much there is to erase, the service ends the call before this and goes on with the next one.
 ERASE_TIMEOUT: Final = 30.0
+# The sessions service may wait some seconds for the user's feed while a phone pushes much.
+STORE_TIMEOUT: Final = 10.0
 # An ended sign-in must be known everywhere within a second.
 REVOCATION_INTERVAL: Final = 0.5
 CHANNEL_OPTIONS: Final = (
@@ -70,8 +74,29 @@ class AuthClient:
         return [UUID(one) for one in response.sign_in_ids], response.next_since
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordToStore:
+    """A record of a user as a service wants it to be."""
+
+    domain: str
+    id: str
+    data: str | None
+    """A JSON object as text; None: the record is to end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreReceipt:
+    """What became of one."""
+
+    status: str
+    """APPLIED, DUPLICATE or REJECTED."""
+    reason: str
+    """For REJECTED: the name of a Reason."""
+    message: str
+
+
 class SessionsClient:
-    """What the auth service asks of the sessions service."""
+    """What other services ask of the sessions service."""
 
     def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
         self._stub = sync_pb2_grpc.SyncServiceStub(opened)
@@ -82,8 +107,29 @@ class SessionsClient:
         await self._stub.EraseUser(
             sync_pb2.EraseUserRequest(user_id=str(user_id)),
             timeout=ERASE_TIMEOUT,
-            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+            metadata=self._metadata(),
         )
+
+    async def store_records(
+        self, user_id: UUID, tenant_id: int, records: Sequence[RecordToStore]
+    ) -> list[StoreReceipt]:
+        """Stores 1 to 1000 records of a user there; a repeat is harmless. Returns a receipt for each.
+
+        Raises Failure(UNAVAILABLE) when it is away, grpc.aio.AioRpcError when it does not take the call.
+        """
+        request = sync_pb2.StoreRecordsRequest(user_id=str(user_id), tenant_id=tenant_id)
+        for one in records:
+            request.records.add(domain=one.domain, id=one.id, data=one.data or "", deleted=one.data is None)
+        try:
+            response = await self._stub.StoreRecords(request, timeout=STORE_TIMEOUT, metadata=self._metadata())
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise Failure(Reason.UNAVAILABLE) from error
+            raise
+        return [StoreReceipt(status=one.status, reason=one.reason, message=one.message) for one in response.receipts]
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self._tokens.current()}"),)
 
 
 @asynccontextmanager

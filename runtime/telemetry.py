@@ -28,6 +28,10 @@ LIMITS_LOCAL: Final = Counter(
 SWEPT: Final = Counter("swept_rows", "Rows that were removed since they had grown too old.", ["kind"])
 SWEEP_ERRORS: Final = Counter("sweep_errors", "Sweeps that failed and were left to the next round.", ["kind"])
 ERASURE_ERRORS: Final = Counter("account_erasure_errors", "Attempts to erase a deleted account that failed.")
+OUTBOX_RECORDS: Final = Counter(
+    "outbox_records", "Records that were handed to the sessions service, by what became of them.", ["status"]
+)
+OUTBOX_ERRORS: Final = Counter("outbox_errors", "Attempts to hand records to the sessions service that failed.")
 WEBSOCKETS: Final = Gauge("websocket_connections", "Phones that are connected by WebSocket.")
 WEBSOCKET_ENDS: Final = Counter("websocket_ends", "Ended WebSocket connections by close code.", ["code"])
 REVOCATION_ERRORS: Final = Counter("revocation_refresh_errors", "Failed attempts to learn which sign-ins were ended.")

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from runtime.identity import ACCESS_TOKEN_SECONDS
+from runtime.rounds import Rounds, pause_after
 from runtime.telemetry import ERASURE_ERRORS, logger
 
 if TYPE_CHECKING:
     from services.auth.erasures_store import ErasureStore
 
-# How often the list is looked at though nobody hinted: another replica may have stopped in the middle.
-LOOK_INTERVAL: Final = 1.0
 # After so long a replica that has taken an erasure up is believed to be gone; longer than any attempt.
 CLAIM: Final = timedelta(seconds=60)
-FIRST_PAUSE: Final = timedelta(seconds=1)
-LONGEST_PAUSE: Final = timedelta(minutes=1)
 # After the first time it is done again: once when calls that were let in before every service knew of the deletion have
 # ended, and once when the last access token is dead, for a service that could not be told meanwhile.
 AGAIN_AFTER: Final = (timedelta(seconds=30), timedelta(seconds=ACCESS_TOKEN_SECONDS + 60))
@@ -47,12 +43,11 @@ class Erasures:
         self._store = store
         self._erase = erase
         self._now = now
-        self._wake = asyncio.Event()
-        self._failing = False
+        self._rounds = Rounds(self.carry_out, name="carry out erasures")
 
     def look(self) -> None:
         """There is something new to erase."""
-        self._wake.set()
+        self._rounds.look()
 
     async def carry_out(self) -> None:
         """Takes up all that is due; what fails is put off, longer each time. Raises when the database is away."""
@@ -63,8 +58,8 @@ class Erasures:
             except Exception as error:  # whatever it was, it is tried again until it is done
                 ERASURE_ERRORS.inc()
                 logger().warning("cannot erase yet", user=erasure.account_id, error=repr(error))
-                pause = min(FIRST_PAUSE * 2 ** min(erasure.attempts, 10), LONGEST_PAUSE)
-                await self._store.put_off(erasure.account_id, self._now() + pause, attempts=erasure.attempts + 1)
+                until = self._now() + pause_after(erasure.attempts)
+                await self._store.put_off(erasure.account_id, until, attempts=erasure.attempts + 1)
                 continue
             again = next((time for after in AGAIN_AFTER if (time := erasure.delete_time + after) > began), None)
             if again is None:
@@ -73,27 +68,6 @@ class Erasures:
             else:
                 await self._store.put_off(erasure.account_id, again, attempts=0)
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> AbstractAsyncContextManager[None]:
         """Carries out what falls due for as long as the block runs."""
-
-        async def run() -> None:
-            while True:
-                self._wake.clear()
-                try:
-                    await self.carry_out()
-                    self._failing = False
-                except Exception as error:  # the list will be there when the database is
-                    if not self._failing:
-                        logger().warning("cannot look for erasures", error=repr(error))
-                    self._failing = True
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), LOOK_INTERVAL)
-
-        task = asyncio.create_task(run(), name="carry out erasures")
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        return self._rounds.running()

@@ -49,6 +49,7 @@ from services.sessions.schemas import Schemas
 from services.sessions.stats_domain import UserStats
 from services.sessions.stats_servicer import StatsServicer
 from services.sessions.stats_store import StatsStore
+from services.sessions.stored_records_domain import StoredRecords
 from services.sessions.streams_domain import Streams
 from services.sessions.streams_messages import StreamLimits
 from services.sessions.sweeps_domain import Sweeps, sweeping
@@ -78,6 +79,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         conflicts = Conflicts(store, ConflictStore(db), domains, now=utc_now)
         exports = Exports(feeds, ConflictStore(db), now=utc_now)
         erasures = Erasures(ErasureStore(db), now=utc_now, committed=live.committed)
+        stored_records = StoredRecords(store, domains, now=utc_now)
         versions = AppVersions(AppVersionStore(db), now=utc_now)
         streams = Streams(live, sync, conflicts, versions, now=utc_now, failure_of=failure_of)
         exercise_sessions_pb2_grpc.add_ExerciseSessionServiceServicer_to_server(
@@ -87,7 +89,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
         sync_pb2_grpc.add_SyncServiceServicer_to_server(
-            SyncServicer(sync, conflicts, streams, exports, erasures), server
+            SyncServicer(sync, conflicts, streams, exports, erasures, stored_records), server
         )
         meta_pb2_grpc.add_MetaServiceServicer_to_server(MetaServicer(Discovery(schemas), versions), server)
         metrics = HealthMetrics(store, MetricStore(db), domains, now=utc_now)

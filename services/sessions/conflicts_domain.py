@@ -118,13 +118,18 @@ class Conflicts:
         return await self._log.policy(tenant_id, domain) or self._domains.default_policy(domain)
 
     async def set_policy(self, caller: Principal, tenant_id: int, domain: str, policy: Policy) -> None:
-        """Decides for the tenant from now on. Raises Failure: FORBIDDEN, NOT_FOUND."""
+        """Decides for the tenant from now on.
+
+        Raises Failure: FORBIDDEN, NOT_FOUND, FIELD_INVALID for a domain in which nothing can ever meet.
+        """
         self._check_place(caller, tenant_id, domain)
+        self._domains.check_writable(domain)
         await self._log.set_policy(tenant_id, domain, policy, self._now())
 
     async def dry_run(self, caller: Principal, tenant_id: int, domain: str, policy: Policy) -> DryRun:
-        """How last week's conflicts would have gone. Raises Failure: FORBIDDEN, NOT_FOUND."""
+        """How last week's conflicts would have gone. Raises Failure as set_policy."""
         self._check_place(caller, tenant_id, domain)
+        self._domains.check_writable(domain)
         scope = Scope(tenant_id=tenant_id, user_id=None, domain=domain, since=self._now() - DRY_RUN)
         logged = await self._log.page(scope, limit=DRY_RUN_CONFLICTS)
         winners = [judge(policy, server=one.server, client=one.client).winner for one in logged]
@@ -182,6 +187,8 @@ class Conflicts:
             raise Failure(Reason.NOT_FOUND, "There is no such conflict.")
         winner = {"accept_server": Winner.SERVER, "accept_client": Winner.CLIENT, "merge": Winner.MERGED}[resolution]
         key = conflict.key
+        if winner is not Winner.SERVER:
+            self._domains.check_writable(key.domain)  # it met before the domain was the server's
         async with self._store.feed(caller, [key], rpc=_RESOLVE, idempotency=None, now=now) as feed:
             if not await feed.close_conflict(id, winner, now):
                 raise Failure(Reason.SYNC_CONFLICT)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from runtime.clock import parse_time, plausible
-from runtime.errors import invalid
+from runtime.errors import invalid, missing
 from services.sessions import (
     device_sessions_domain,
     exercises_domain,
@@ -18,6 +18,7 @@ from services.sessions import (
 from services.sessions.exercises_domain import Catalogue
 from services.sessions.policies_domain import Policy
 from services.sessions.records_domain import Prepared
+from services.sessions.schema_files import Writer
 from services.sessions.schemas import Schemas
 
 
@@ -30,6 +31,19 @@ class Domains:
 
     def __contains__(self, domain: str) -> bool:
         return domain in self._schemas
+
+    def known(self, domain: Any) -> str:
+        """`domain` again, if it is one. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
+        if domain is None or domain == "":
+            raise missing("domain")
+        if not isinstance(domain, str) or domain not in self._schemas:
+            raise invalid("domain", "is not known here", "UNKNOWN_VALUE")
+        return domain
+
+    def check_writable(self, domain: str) -> None:
+        """Raises Failure(FIELD_INVALID) for a domain whose records no phone may write."""
+        if domain in self._schemas and self._schemas[domain].writer is Writer.SERVER:
+            raise invalid("domain", "is written by the server")
 
     @property
     def versions(self) -> Mapping[str, int]:

@@ -47,11 +47,13 @@ class Erasures:
     async def erase(self, user_id: str) -> Erased:
         """Erases all that the user has, batch by batch; what was done stays done.
 
-        Records first: what a push that was let in before has logged meanwhile goes with the rest.
+        First the mark, behind which no service stores anything more. Then records: what a push that was let in before
+        has logged meanwhile goes with the rest.
 
         Raises Failure: FIELD_MISSING, FIELD_INVALID.
         """
         user = UUID(parse_uuid("user_id", user_id))
+        await self._store.mark(user, self._now())
         return Erased(
             records=await self._all(lambda: self._end_records(user)),
             conflicts=await self._all(lambda: self._store.conflicts(user, self._batch)),

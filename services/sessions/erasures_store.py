@@ -9,6 +9,10 @@ from uuid import UUID
 from runtime.database import Database
 
 _LOCK_FEED: Final = "SELECT position FROM sessions.feeds WHERE user_id = %b FOR UPDATE"
+# Also for a user who has no feed yet: what is stored for him may still be under way.
+_MARK: Final = """
+    INSERT INTO sessions.feeds AS known (user_id, position, erase_time) VALUES (%b, 0, %b)
+    ON CONFLICT (user_id) DO UPDATE SET erase_time = coalesce(known.erase_time, excluded.erase_time)"""
 # Each takes the next position of the feed, as every other deletion does.
 _END_RECORDS: Final = """
     UPDATE sessions.records SET
@@ -33,6 +37,11 @@ class ErasureStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def mark(self, user_id: UUID, now: datetime) -> None:
+        """Notes that the user was erased, for those who would store something afterwards."""
+        async with self._database.statements() as statements:
+            await statements.connection.execute(_MARK, [user_id, now], prepare=True)
 
     async def records(self, user_id: UUID, limit: int, now: datetime) -> int:
         """Makes up to `limit` records tombstones without content; returns how many."""

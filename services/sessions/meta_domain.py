@@ -174,6 +174,7 @@ def _shown(file: SchemaFile) -> dict[str, Any]:
         "domain": file.domain,
         "version": file.version,
         "policy": str(file.strategy),
+        "writer": str(file.writer),
         "schema": file.document,
     }
 

@@ -24,7 +24,8 @@ from services.sessions.records_domain import KEY_LIFETIME, Key, Known, Write
 # The hot statements, straight on psycopg: %b sends a parameter in binary.
 _CREATE_FEED: Final = "INSERT INTO sessions.feeds (user_id, position) VALUES (%b, 0) ON CONFLICT DO NOTHING"
 # The row's lock puts the user's writers in a line. What is read after it, is read after the one before committed.
-_LOCK_FEED: Final = "SELECT position FROM sessions.feeds WHERE user_id = %b FOR UPDATE"
+_LOCK_FEED: Final = """
+    SELECT position, erase_time IS NOT NULL AS erased FROM sessions.feeds WHERE user_id = %b FOR UPDATE"""
 _ANSWER: Final = """
     SELECT key, digest, answer FROM sessions.idempotency_keys
     WHERE user_id = %b AND rpc = %b AND key = ANY(%b) AND create_time > %b"""
@@ -73,6 +74,7 @@ class Feed:
         caller: Principal,
         *,
         position: int,
+        erased: bool,
         known: Mapping[Key, Known],
         policies: Mapping[str, Policy],
         default_policy: Callable[[str], Policy],
@@ -88,6 +90,8 @@ class Feed:
         self._default_policy = default_policy
         self.position: Final = position
         """The last position taken; 0 for a feed that is empty."""
+        self.erased: Final = erased
+        """Whether all that the user had was erased, since the account has ended."""
         self.known: Final = known
         """What is stored under the keys that were asked for."""
         self._answers = answers
@@ -174,14 +178,15 @@ async def locked_feed(
         standing = await _locked(connection, user_id, keys, rpc, names, now)
     if standing is None:
         raise LookupError("the feed that was just created is gone")
-    position, answers, known = standing
+    feed, answers, known = standing
     # Nothing can meet where all is new and named once.
     meeting = bool(known) or len(set(keys)) < len(keys)
     policies = await _policies(connection, caller.tenant_id, keys) if meeting else {}
     return Feed(
         connection,
         caller,
-        position=position,
+        position=feed["position"],
+        erased=feed["erased"],
         known=known,
         policies=policies,
         default_policy=default_policy,
@@ -191,8 +196,8 @@ async def locked_feed(
 
 async def _locked(
     connection: Connection, user_id: UUID, keys: Sequence[Key], rpc: str, names: Sequence[str], now: datetime
-) -> tuple[int, Mapping[str, Row], dict[Key, Known]] | None:
-    """The feed's position, earlier answers by idempotency key, and what is known under `keys`; None: no feed."""
+) -> tuple[Row, Mapping[str, Row], dict[Key, Known]] | None:
+    """The feed's row, earlier answers by idempotency key, and what is known under `keys`; None: no feed."""
     answered: psycopg.AsyncCursor[DictRow] | None = None
     async with connection.pipeline():
         locked = await connection.execute(_LOCK_FEED, [user_id], prepare=True)
@@ -209,7 +214,7 @@ async def _locked(
         Key(one["domain"], one["id"]): Known(one["version"], one["deleted"], one["data"], one["change_time"])
         for one in await found.fetchall()
     }
-    return row["position"], answers, known
+    return row, answers, known
 
 
 async def _policies(connection: Connection, tenant_id: int, keys: Iterable[Key]) -> dict[str, Policy]:

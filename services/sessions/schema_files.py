@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,15 @@ DIRECTORY: Final = Path(__file__).parent / "schemas"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
+class Writer(StrEnum):
+    """Who may write the records of a domain."""
+
+    CLIENT = "client"
+    """Their user, by any door."""
+    SERVER = "server"
+    """Services of the mesh alone; to the user's phones they are there to read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SchemaFile:
     """What one file says of its domain."""
@@ -28,6 +38,7 @@ class SchemaFile:
     """From 1."""
     strategy: Strategy
     """Who wins where the tenant has not decided."""
+    writer: Writer
     time: str
     """The top-level property that says when the thing took place; empty: none does."""
     lead: timedelta
@@ -97,10 +108,15 @@ def _registry(documents: dict[Path, dict[str, Any]]) -> jsonschema_rs.Registry:
 
 def _schema_file(file: Path, document: dict[str, Any], registry: jsonschema_rs.Registry) -> SchemaFile:
     version, policy, time = (document.get(name) for name in ("x-version", "x-policy", "x-time"))
+    writer = document.get("x-writer", Writer.CLIENT)
     if type(version) is not int or version < 1:
         raise _broken(file, "x-version must be a whole number from 1")
     if policy is not None and policy not in tuple(Strategy):
         raise _broken(file, f"x-policy must be one of {', '.join(Strategy)}")
+    if writer not in tuple(Writer):
+        raise _broken(file, f"x-writer must be one of {', '.join(Writer)}")
+    if writer == Writer.SERVER and policy is not None:
+        raise _broken(file, "x-policy has nothing to decide where x-writer is server")
     try:
         validator = jsonschema_rs.validator_for(document, registry=registry, mask="the value", offline=True)
     except ValueError as error:
@@ -113,12 +129,19 @@ def _schema_file(file: Path, document: dict[str, Any], registry: jsonschema_rs.R
     return SchemaFile(
         domain=file.stem,
         version=version,
-        strategy=Strategy.MANUAL if policy is None else Strategy(policy),
+        strategy=_strategy(policy, Writer(writer)),
+        writer=Writer(writer),
         time=time or "",
         lead=timedelta(seconds=lead),
         document=document,
         validator=validator,
     )
+
+
+def _strategy(policy: str | None, writer: Writer) -> Strategy:
+    if writer is Writer.SERVER:
+        return Strategy.SERVER_WINS
+    return Strategy.MANUAL if policy is None else Strategy(policy)
 
 
 def _broken(file: Path, why: str) -> ConfigError:

@@ -18,6 +18,7 @@ from services.sessions.changes_domain import Notice, Receipt
 from services.sessions.conflicts_domain import OPTIONS, DryRun, Log, LoggedConflict, Resolved
 from services.sessions.erasures_domain import Erased
 from services.sessions.policies_domain import Policy, Winner
+from services.sessions.stored_records_domain import Given
 from services.sessions.sync_domain import Answer, Page, Pushed
 
 if TYPE_CHECKING:
@@ -46,20 +47,20 @@ def change_from_json(item: Any, group: Any) -> Pushed:
 
 def change_from_pb(message: pb.Change, group: str) -> Pushed:
     """A change of a message; data that is no JSON stays a text, which is refused under the change's id and group."""
-    try:
-        raw = message.data
-        data = orjson.loads(raw) if raw else None
-    except orjson.JSONDecodeError:
-        data = raw
     return Pushed(
         message.domain,
         message.id,
         message.base_version if message.HasField("base_version") else None,
         message.operation,
-        data,
+        _data(message.data),
         text_of("client_time", message.client_time) if message.HasField("client_time") else None,
         message.atomic_group or group,
     )
+
+
+def given_from_pb(message: pb.StoredRecord) -> Given:
+    """A record of another service; data that is no JSON stays a text, which is refused under the record's id."""
+    return Given(message.domain, message.id, _data(message.data), message.deleted)
 
 
 def push_response(answer: Answer) -> pb.PushChangesResponse:
@@ -80,6 +81,13 @@ def add_receipts(receipts: RepeatedCompositeFieldContainer[pb.Receipt], answer: 
         if notice is not None:
             shown = _notice_values(receipt, notice, server_data)
             added.conflict.CopyFrom(pb.ConflictNotice(**shown, server_data=(server_data or b"").decode()))
+
+
+def store_response(answer: Answer) -> pb.StoreRecordsResponse:
+    """The answer to another service."""
+    response = pb.StoreRecordsResponse(server_time=to_timestamp(answer.server_time))
+    add_receipts(response.receipts, answer)
+    return response
 
 
 def push_document(answer: Answer) -> HttpBody:
@@ -175,6 +183,13 @@ def conflict_to_pb(conflict: LoggedConflict) -> pb.ConflictNotice:
         server_data="" if conflict.server.data is None else orjson.dumps(conflict.server.data).decode(),
         resolution_options=OPTIONS if is_open else (),
     )
+
+
+def _data(text: str) -> Any:
+    try:
+        return orjson.loads(text) if text else None
+    except orjson.JSONDecodeError:
+        return text
 
 
 def _with_server_data(receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, bytes | None]]:

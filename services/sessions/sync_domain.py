@@ -235,7 +235,8 @@ class Sync:
             return Refused(key=key, group=group, failure=failure.within(place))
 
     def _change(self, one: Pushed, now: datetime, offset: timedelta) -> Change:
-        key = Key(_domain(one.domain, self._domains), parse_id("id", one.id))
+        key = Key(self._domains.known(one.domain), parse_id("id", one.id))
+        self._domains.check_writable(key.domain)
         if one.base_version is not None and type(one.base_version) is not int:
             raise invalid("base_version", "must be a whole number", "INVALID_TYPE")
         if one.base_version is not None and not 0 <= one.base_version <= MAX_VERSION:
@@ -347,14 +348,6 @@ def _check_known(place: Place, last: int, horizon: int) -> None:
     # Deletions may have been forgotten since, or the server was set back to a backup.
     if place.position and not (horizon <= max(place) and place.position <= last):
         raise Failure(Reason.RESYNC_REQUIRED)
-
-
-def _domain(domain: Any, domains: Domains) -> str:
-    if domain is None or domain == "":
-        raise missing("domain")
-    if not isinstance(domain, str) or domain not in domains:
-        raise invalid("domain", "is not known here", "UNKNOWN_VALUE")
-    return domain
 
 
 def _deleted(operation: Any) -> bool:

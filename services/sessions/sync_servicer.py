@@ -20,6 +20,7 @@ from services.sessions.conflicts_domain import Conflicts
 from services.sessions.erasures_domain import Erasures
 from services.sessions.exports_domain import Exports
 from services.sessions.policies_domain import parse_policy
+from services.sessions.stored_records_domain import StoredRecords
 from services.sessions.streams_domain import Streams
 from services.sessions.sync_domain import Sync
 
@@ -30,13 +31,20 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
     """satchel.sessions.v1.SyncService."""
 
     def __init__(
-        self, sync: Sync, conflicts: Conflicts, streams: Streams, exports: Exports, erasures: Erasures
+        self,
+        sync: Sync,
+        conflicts: Conflicts,
+        streams: Streams,
+        exports: Exports,
+        erasures: Erasures,
+        stored_records: StoredRecords,
     ) -> None:
         self._sync = sync
         self._conflicts = conflicts
         self._streams = streams
         self._exports = exports
         self._erasures = erasures
+        self._stored_records = stored_records
 
     async def Sync(
         self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context
@@ -107,3 +115,7 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
 
     async def EraseUser(self, request: pb.EraseUserRequest, context: Context) -> pb.EraseUserResponse:
         return convert.erased_response(await self._erasures.erase(request.user_id))
+
+    async def StoreRecords(self, request: pb.StoreRecordsRequest, context: Context) -> pb.StoreRecordsResponse:
+        given = capture(convert.given_from_pb, counted(request.records, "records"))
+        return convert.store_response(await self._stored_records.store(request.user_id, request.tenant_id, given))

@@ -90,6 +90,7 @@ EXPECTED = {
     "/satchel.auth.v1.AuthService/DeleteMe": USERS,
     "/satchel.sessions.v1.SyncService/ExportRecords": USERS,
     "/satchel.sessions.v1.SyncService/EraseUser": SERVICES,
+    "/satchel.sessions.v1.SyncService/StoreRecords": SERVICES,
     "/satchel.uploads.v1.UploadService/GetUploadLimits": USERS,
     "/satchel.health.v1.HealthService/CheckMesh": OPEN,
 }

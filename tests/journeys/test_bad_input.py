@@ -264,7 +264,7 @@ BATCHES = {
         change,
         sync_pb2.Change,
         {
-            "domain": Field((*NOT_A_STRING, *NUL, *texts("nope", "TASK", " ", "x" * 10_000)), required=True),
+            "domain": Field((*NOT_A_STRING, *NUL, *texts("nope", "TASK", "file", " ", "x" * 10_000)), required=True),
             "id": Field((*NOT_A_STRING, *NUL, *texts("x" * 65, "a b", "a/b", "é")), required=True),
             "base_version": item((*NOT_A_NUMBER, *texts(-1, 1.5), "-1" + "0" * 30)),
             "operation": item((*NOT_A_STRING, *NUL, *texts("MERGE", " ", "x" * 10_000)), required=True),
