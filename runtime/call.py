@@ -72,11 +72,16 @@ current: ContextVar[Call] = ContextVar("call")
 
 
 def principal() -> Principal:
-    """Who calls the rpc that is being served; only for rpcs whose access is not PUBLIC."""
-    caller = current.get().principal
+    """Who calls the rpc that is being served; only for rpcs whose access is not PUBLIC or OPTIONAL."""
+    caller = principal_if_any()
     if caller is None:
         raise LookupError("this rpc is open to callers without a token")
     return caller
+
+
+def principal_if_any() -> Principal | None:
+    """Who calls the rpc that is being served; None for a caller without a token."""
+    return current.get().principal
 
 
 def idempotency_key() -> IdempotencyKey | None:

@@ -62,11 +62,15 @@ class Config(BaseSettings):
     """Seconds, about, between two rounds of removing what has grown too old."""
     free_puzzles_per_day: int = Field(1, ge=0)
     """New puzzle sessions that a free account may store per UTC day of their timestamp."""
+    blobs: str = ""
+    """Where files live: a directory, or s3://..., gs://..., az://...; empty: home/blobs."""
+    upload_limits: Path | None = None
+    """A file like services/uploads/limits.json that takes its place; empty: none."""
     domains: Path | None = None
     """A directory of schema files, each one a domain beside the built-in ones; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("domains", mode="before")
+    @field_validator("domains", "upload_limits", mode="before")
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
@@ -80,6 +84,11 @@ class Config(BaseSettings):
     def limits_on(self) -> bool:
         """Whether rate limits are enforced."""
         return self.rate_limits == "on"
+
+    @property
+    def links(self) -> str:
+        """What links start with, without a slash at the end."""
+        return (self.public_url or f"http://localhost:{self.port}").rstrip("/")
 
     def address(self, service: str) -> str:
         """Where `service` (one of SERVICES) listens: host:port."""

@@ -153,5 +153,7 @@ def _http_rules(said: descriptor_pb2.MethodOptions) -> Iterator[HttpRule]:
     rule = said.Extensions[annotations_pb2.http]
     for binding in (rule, *rule.additional_bindings):
         verb = binding.WhichOneof("pattern")
-        if verb and verb != "custom":
+        if verb == "custom":
+            yield HttpRule(binding.custom.kind, binding.custom.path)
+        elif verb:
             yield HttpRule(verb.upper(), getattr(binding, verb))

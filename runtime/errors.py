@@ -175,6 +175,8 @@ class Reason(Enum):
         StatusCode.INVALID_ARGUMENT, 400, "UPLOAD_002", "The file is not what file_hash says; start a new upload."
     )
     UPLOAD_COMPLETED = _same(StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "The upload has become a file.")
+    LINK_EXPIRED = _same(StatusCode.FAILED_PRECONDITION, 410, "LINK_EXPIRED", "The link is not good any more.")
+    RANGE_NOT_SATISFIABLE = _same(StatusCode.OUT_OF_RANGE, 416, "RANGE_NOT_SATISFIABLE", "The file has no such bytes.")
     RATE_LIMITED = Row(
         StatusCode.RESOURCE_EXHAUSTED,
         429,

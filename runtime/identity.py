@@ -187,7 +187,7 @@ def authorize(access: int, principal: Principal) -> None:
     """Raises Failure(FORBIDDEN) unless `principal` may call rpcs with `access` (satchel.options.v1.Access)."""
     role = principal.role
     allowed = (
-        (access == options.ACCESS_USER and role in ("user", "admin"))
+        (access in (options.ACCESS_USER, options.ACCESS_OPTIONAL) and role in ("user", "admin"))
         or (access == options.ACCESS_ADMIN and role == "admin")
         or (access == options.ACCESS_SERVICE and role == "service")
     )

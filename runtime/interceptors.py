@@ -90,7 +90,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
     async def admit(self, call: Call, request: Any) -> None:
         """Raises Failure unless the contract lets this call through. `request` is None for a request stream."""
         policy = call.policy
-        if policy.access != options.ACCESS_PUBLIC:
+        if policy.access != options.ACCESS_PUBLIC and not _needs_none(call):
             call.principal = await self._verifier.principal(call.metadata.get("authorization"))
             authorize(policy.access, call.principal)
         if self._limiter is not None and policy.limits and not _is_service(call):
@@ -362,6 +362,10 @@ async def _send_headers(call: Call, context: ServicerContext[Any, Any]) -> None:
         headers.append(("x-http-status", str(call.status)))
     if headers:
         await context.send_initial_metadata(tuple(headers))
+
+
+def _needs_none(call: Call) -> bool:
+    return call.policy.access == options.ACCESS_OPTIONAL and "authorization" not in call.metadata
 
 
 def _unknown_method(method: str) -> Handler:

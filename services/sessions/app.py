@@ -21,6 +21,7 @@ from runtime.clock import utc_now
 from runtime.config import Config
 from runtime.database import database
 from runtime.interceptors import failure_of
+from runtime.sweeping import sweeping
 from services.sessions.conflicts_domain import Conflicts
 from services.sessions.conflicts_store import ConflictStore
 from services.sessions.device_sessions_domain import DeviceSessions
@@ -52,7 +53,7 @@ from services.sessions.stats_store import StatsStore
 from services.sessions.stored_records_domain import StoredRecords
 from services.sessions.streams_domain import Streams
 from services.sessions.streams_messages import StreamLimits
-from services.sessions.sweeps_domain import Sweeps, sweeping
+from services.sessions.sweeps_domain import Sweeps
 from services.sessions.sweeps_store import SweepStore
 from services.sessions.sync_domain import Sync
 from services.sessions.sync_servicer import SyncServicer
@@ -97,5 +98,5 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         plans = WorkoutPlans(store, PlanStore(db), domains, now=utc_now)
         workout_plans_pb2_grpc.add_WorkoutPlanServiceServicer_to_server(WorkoutPlanServicer(plans), server)
         sweeps = Sweeps(SweepStore(db), now=utc_now)
-        async with live.running(config.redis_url), sweeping(sweeps, config.sweep_interval):
+        async with live.running(config.redis_url), sweeping(sweeps.round, config.sweep_interval):
             yield

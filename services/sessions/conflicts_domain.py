@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from runtime import paging
 from runtime.call import Principal
 from runtime.clock import parse_moment
 from runtime.errors import Failure, Reason, invalid, missing
 from runtime.ids import parse_uuid
-from services.sessions import paging
 from services.sessions.changes_domain import Change, decide
 from services.sessions.policies_domain import Policy, Side, Strategy, Winner, judge
 from services.sessions.records_domain import Key

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from runtime import paging
 from runtime.call import IdempotencyKey, Principal
 from runtime.clock import format_time, parse_time, plausible
 from runtime.errors import Failure, Reason, invalid
 from runtime.ids import parse_uuid
-from services.sessions import paging
 from services.sessions.changes_domain import decide, typed_change
-from services.sessions.records_domain import Key, Prepared, identical
+from services.sessions.records_domain import Key, Prepared, identical, place_of
 
 if TYPE_CHECKING:
     from services.sessions.domains import Domains
@@ -120,7 +120,7 @@ class ExerciseSessions:
         )
         return Page(
             sessions=[_session(record.key.id, record.data) for record in found[:limit]],
-            next_token=paging.next_token(found, limit),
+            next_token=paging.next_token(found, limit, place_of),
         )
 
 

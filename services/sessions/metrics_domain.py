@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from runtime import paging
 from runtime.call import IdempotencyKey, Principal
 from runtime.clock import canonical_time, parse_moment, parse_time, plausible
 from runtime.errors import Failure, invalid
-from services.sessions import paging
-from services.sessions.records_domain import Prepared, Record
+from services.sessions.records_domain import Prepared, Record, place_of
 from services.sessions.typed_domain import Result, Stored, Submitted, TypedRecords
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class HealthMetrics:
             end=_end(end) if end else None,
             before=before,
         )
-        return Page(records=found[:limit], next_token=paging.next_token(found, limit))
+        return Page(records=found[:limit], next_token=paging.next_token(found, limit, place_of))
 
 
 def prepare(data: dict[str, Any], now: datetime) -> Prepared:

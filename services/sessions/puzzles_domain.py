@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from runtime import paging
 from runtime.call import IdempotencyKey, Principal
 from runtime.clock import canonical_time, parse_moment, parse_time, plausible
 from runtime.errors import Failure, Reason, kept, recalled
 from runtime.ids import parse_id, shown_id
-from services.sessions import paging
 from services.sessions.batches import capture, named
 from services.sessions.changes_domain import Allowance, Change, decide, typed_change
-from services.sessions.records_domain import Key, Prepared, Record
+from services.sessions.records_domain import Key, Prepared, Record, place_of
 
 if TYPE_CHECKING:
     from services.sessions.domains import Domains
@@ -113,7 +113,7 @@ class PuzzleSessions:
         start = parse_moment("since", since) if since else None
         found = await self._store.page(caller.user_id, DOMAIN, limit=limit + 1, since=start, before=before)
         total = await self._store.count(caller.user_id, DOMAIN)
-        return Page(records=found[:limit], total=total, next_token=paging.next_token(found, limit))
+        return Page(records=found[:limit], total=total, next_token=paging.next_token(found, limit, place_of))
 
     def _change(self, item: Submitted, now: datetime) -> Change:
         key = Key(DOMAIN, parse_id("id", item.id))

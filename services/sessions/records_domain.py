@@ -64,6 +64,11 @@ class Record:
     update_time: datetime
 
 
+def place_of(record: Record) -> tuple[datetime | None, str]:
+    """Where a record stands in a list of its domain."""
+    return record.happen_time, record.key.id
+
+
 class Write(NamedTuple):
     """What is stored under a key after a batch."""
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -23,8 +20,6 @@ BATCH: Final = 500
 TOMBSTONE_LIFETIME: Final = timedelta(days=90)
 # Counts are there to be compared with the log of conflicts.
 COUNT_LIFETIME: Final = LOG_LIFETIME
-
-_chance: Final = random.Random()  # noqa: S311  # spreads load, guards nothing
 
 
 class Sweeps:
@@ -77,22 +72,3 @@ class Sweeps:
             yield swept
             if swept < self._batch:
                 return
-
-
-@asynccontextmanager
-async def sweeping(sweeps: Sweeps, interval: float) -> AsyncIterator[None]:
-    """Sweeps for as long as the block runs, with a pause of about `interval` seconds after each round."""
-
-    async def sweep() -> None:
-        while True:
-            # Replicas that start together must not sweep together for ever.
-            await asyncio.sleep(interval * _chance.uniform(0.5, 1.5))
-            await sweeps.round()
-
-    task = asyncio.create_task(sweep(), name="sweep")
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

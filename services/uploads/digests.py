@@ -44,8 +44,8 @@ class _Running:
 class Digests:
     """Hashes off the event loop.
 
-    What is kept of an upload's hash is in the memory of this process alone, and of bytes that it has stored itself: after
-    a crash nothing of it is believed, because nothing of it is there.
+    What is kept of an upload's hash is in the memory of this process alone, and of bytes that it has stored itself:
+    after a crash nothing of it is believed, because nothing of it is there.
     """
 
     def __init__(self, blobs: Blobs, pool: ThreadPoolExecutor) -> None:

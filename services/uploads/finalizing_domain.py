@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from services.uploads.blobs import Blobs
     from services.uploads.digests import Digests
     from services.uploads.links import Links
-    from services.uploads.outbox_domain import Outbox
     from services.uploads.uploads_store import HeldUpload, UploadStore
 
 DOMAIN: Final = "file"
@@ -53,19 +52,26 @@ class Finalizer:
         store: UploadStore,
         blobs: Blobs,
         digests: Digests,
-        outbox: Outbox,
         links: Links,
+        tell: Callable[..., Awaitable[None]],
+        look: Callable[[], None],
         *,
         now: Callable[[], datetime],
     ) -> None:
+        """`tell` adds to the outbox inside a transaction, `look` says that there is something in it."""
         self._store = store
         self._blobs = blobs
         self._digests = digests
-        self._outbox = outbox
         self._links = links
+        self._tell = tell
+        self._look = look
         self._now = now
         self._running: dict[UUID, asyncio.Task[Upload]] = {}
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
+
+    def receipt_of(self, upload: Upload) -> Receipt | None:
+        """What an upload has become; None while it is on its way."""
+        return self.receipt(upload) if upload.status == "completed" else None
 
     def receipt(self, upload: Upload) -> Receipt:
         """What a completed upload has become."""
@@ -104,22 +110,24 @@ class Finalizer:
                     return upload
                 refusal = await self._refusal(upload)
                 if refusal is None:
+                    now = self._now()
                     await kept(self._blobs.assemble(id, id, upload.chunks, upload.total_size))
-                    await held.end("completed", self._now())
-                    await self._outbox.add(
+                    await held.end("completed", now)
+                    await self._tell(
                         held.connection,
                         user_id=upload.user_id,
                         tenant_id=upload.tenant_id,
                         domain=DOMAIN,
                         record_id=str(id),
-                        data=self._record(upload),
+                        data=self._record(upload, now),
+                        now=now,
                     )
                 else:
                     await held.end("failed", self._now())
         if refusal is not None:
             await kept(self._blobs.discard(id))
             raise refusal
-        self._outbox.look()
+        self._look()
         return upload
 
     def _given(self, held: HeldUpload) -> Upload:
@@ -131,6 +139,8 @@ class Finalizer:
     async def _refusal(self, upload: Upload) -> Failure | None:
         """Why the bytes that are stored are not the file that was announced; None: they are."""
         try:
+            if await self._blobs.size(upload.id) == upload.total_size:
+                return None  # they were found to be, and it died before it could say so
             if await self._digests.whole(upload) != upload.file_hash:
                 return Failure(Reason.FILE_CHECKSUM, violations=[Violation("file_hash", "MISMATCH")])
             head = await self._blobs.read_chunk(upload.id, 0, 0, min(HEAD_BYTES, upload.size_of(0)))
@@ -141,7 +151,7 @@ class Finalizer:
             return invalid("mime_type", "is not what the file holds", "MISMATCH")
         return None
 
-    def _record(self, upload: Upload) -> dict[str, object]:
+    def _record(self, upload: Upload, now: datetime) -> dict[str, object]:
         return {
             "filename": upload.filename,
             "mime_type": upload.mime_type,
@@ -149,7 +159,7 @@ class Finalizer:
             "checksum": upload.file_hash.hex(),
             "file_url": self._links.url(upload),
             "upload_id": str(upload.id),
-            "create_time": format_time(self._now()),
+            "create_time": format_time(now),
         }
 
     @asynccontextmanager

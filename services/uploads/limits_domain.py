@@ -37,6 +37,11 @@ class UploadLimits:
         """The limit of a media type; None when it is not taken."""
         return next((one for one in self.types if mime_type in one.mime_types), None)
 
+    @property
+    def endings(self) -> Mapping[str, str]:
+        """What the names of files end with, by media type."""
+        return {mime_type: ending for one in self.types for mime_type, ending in one.mime_types.items()}
+
     def quota_of(self, tier: str) -> int:
         """Bytes that all files of a user of this tier may take."""
         return self.quotas.get(tier, max(self.quotas.values()))

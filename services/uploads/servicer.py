@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
+from google.api.httpbody_pb2 import HttpBody
 from grpc.aio import ServicerContext
 from satchel.uploads.v1 import uploads_pb2 as pb
 from satchel.uploads.v1 import uploads_pb2_grpc as pb_grpc
 
+from runtime.call import answer_headers, answer_status, header, principal, principal_if_any
+from runtime.clock import to_timestamp
+from runtime.paging import decode_token, next_token, page_size
 from services.uploads import convert
-from services.uploads.domain import UploadLimits
+from services.uploads.files_domain import Files, Reading
+from services.uploads.finalizing_domain import Finalizer
+from services.uploads.limits_domain import UploadLimits
+from services.uploads.streamed_domain import Streamed
+from services.uploads.uploads_domain import Uploads
 
 Context = ServicerContext[Any, Any]
 
@@ -17,8 +26,88 @@ Context = ServicerContext[Any, Any]
 class UploadServicer(pb_grpc.UploadServiceServicer):
     """satchel.uploads.v1.UploadService."""
 
-    def __init__(self, limits: UploadLimits) -> None:
+    def __init__(
+        self, limits: UploadLimits, uploads: Uploads, streamed: Streamed, finalizer: Finalizer, files: Files
+    ) -> None:
         self._limits = limits
+        self._uploads = uploads
+        self._streamed = streamed
+        self._finalizer = finalizer
+        self._files = files
 
     async def GetUploadLimits(self, request: pb.GetUploadLimitsRequest, context: Context) -> pb.GetUploadLimitsResponse:
         return convert.limits_response(self._limits)
+
+    async def InitUpload(self, request: pb.InitUploadRequest, context: Context) -> pb.InitUploadResponse:
+        upload = await self._uploads.start(principal(), convert.asked_from_pb(request))
+        return convert.init_response(upload, self._finalizer.receipt_of(upload))
+
+    async def UploadChunk(self, request: pb.UploadChunkRequest, context: Context) -> pb.UploadChunkResponse:
+        upload = await self._uploads.find(principal(), request.upload_id)
+        checksum = header("x-chunk-checksum") or request.checksum
+        progress = await self._uploads.chunk(upload, request.chunk_index, request.content.data, checksum)
+        return convert.chunk_response(request.chunk_index, progress)
+
+    async def UploadChunks(
+        self, requests: AsyncIterator[pb.UploadChunksRequest], context: Context
+    ) -> pb.UploadChunksResponse:
+        first = await anext(requests, pb.UploadChunksRequest())
+        upload = await self._uploads.find(principal(), first.upload_id)
+        return convert.chunks_response(*await self._streamed.chunks(upload, convert.chunks_from_pb(first, requests)))
+
+    async def UploadContent(
+        self, requests: AsyncIterator[pb.UploadContentRequest], context: Context
+    ) -> pb.UploadContentResponse:
+        first = await anext(requests, pb.UploadContentRequest())
+        upload = await self._uploads.find(principal(), first.upload_id)
+        offset = convert.offset_of(header("upload-offset"), first)
+        pieces = convert.pieces_from_pb(first, requests)
+        return convert.content_response(*await self._streamed.content(upload, offset, pieces))
+
+    async def GetUploadStatus(self, request: pb.GetUploadStatusRequest, context: Context) -> pb.GetUploadStatusResponse:
+        status = await self._uploads.status(principal(), request.upload_id)
+        answer_headers(("upload-offset", str(status.offset)))
+        return convert.status_response(status)
+
+    async def FinalizeUpload(self, request: pb.FinalizeUploadRequest, context: Context) -> pb.FinalizeUploadResponse:
+        return convert.finalize_response(await self._finalizer.finalize(principal(), request.upload_id))
+
+    async def CancelUpload(self, request: pb.CancelUploadRequest, context: Context) -> pb.CancelUploadResponse:
+        await self._uploads.cancel(principal(), request.upload_id)
+        return pb.CancelUploadResponse(cancelled=True, message="Upload session cancelled and cleaned up")
+
+    async def GetFile(self, request: pb.GetFileRequest, context: Context) -> AsyncIterator[HttpBody]:
+        reading = await self._reading(request)
+        content_type = reading.upload.mime_type
+        async for piece in self._files.bytes_of(reading):
+            yield HttpBody(content_type=content_type, data=piece)
+            content_type = ""
+
+    async def HeadFile(self, request: pb.HeadFileRequest, context: Context) -> pb.HeadFileResponse:
+        file = (await self._reading(request)).upload
+        return pb.HeadFileResponse(file=convert.file_to_pb(file, self._files.url(file)))
+
+    async def _reading(self, request: pb.GetFileRequest | pb.HeadFileRequest) -> Reading:
+        file = await self._files.open(principal_if_any(), request.name, request.expires, request.signature)
+        reading = self._files.reading(file, convert.wanted_of(header))
+        answer_status(304 if reading.known else 206 if reading.partial else 200)
+        answer_headers(*convert.file_headers(reading))
+        return reading
+
+    async def CreateSignedUrl(self, request: pb.CreateSignedUrlRequest, context: Context) -> pb.CreateSignedUrlResponse:
+        url, until = await self._files.signed_url(principal(), request.file_id, request.expires_in_seconds)
+        return pb.CreateSignedUrlResponse(url=url, expires_at=to_timestamp(until))
+
+    async def ListFiles(self, request: pb.ListFilesRequest, context: Context) -> pb.ListFilesResponse:
+        limit = page_size(request.page_size)
+        found = await self._files.page(principal(), limit + 1, convert.before_from(decode_token(request.page_token)))
+        files = [convert.file_to_pb(file, self._files.url(file)) for file in found[:limit]]
+        return convert.files_response(files, next_token(found, limit, convert.place_of))
+
+    async def DeleteFile(self, request: pb.DeleteFileRequest, context: Context) -> pb.DeleteFileResponse:
+        await self._files.delete(principal(), request.file_id)
+        return pb.DeleteFileResponse(deleted=True)
+
+    async def EraseUserFiles(self, request: pb.EraseUserFilesRequest, context: Context) -> pb.EraseUserFilesResponse:
+        erased = await self._files.erase(request.user_id)
+        return pb.EraseUserFilesResponse(uploads=erased.uploads, files=erased.files)

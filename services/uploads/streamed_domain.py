@@ -6,7 +6,8 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from runtime.errors import invalid
 from services.uploads.uploads_domain import Progress, Upload, Uploads, check_alive, kept
@@ -26,7 +27,8 @@ AT_ONCE: Final = 4
 WINDOW: Final = 16
 
 
-class SentChunk(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SentChunk:
     """A chunk as it came in a stream of chunks."""
 
     index: int

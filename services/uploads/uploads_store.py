@@ -10,7 +10,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from runtime.arrays import Integers
-from runtime.database import Connection, Database
+from runtime.database import Connection, Database, Row
 from services.uploads.uploads_domain import Chunk, Upload
 
 _UPLOAD: Final = """
@@ -28,7 +28,8 @@ _USED: Final = """
     WHERE user_id = %b AND (status IN ('assembling', 'completed') OR (status = 'active' AND expire_time > %b))"""
 _INSERT: Final = """
     INSERT INTO uploads.uploads (
-        id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, create_time, expire_time)
+        id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, create_time,
+        expire_time)
     VALUES (%b, %b, %b, %b, %b, %b, %b, %b, 'active', %b, %b)"""
 _PROLONG: Final = """
     UPDATE uploads.uploads SET expire_time = greatest(expire_time, %b) WHERE id = %b AND status = 'active'"""
@@ -65,6 +66,16 @@ _EXPIRED: Final = f"""
     WHERE status IN ('active', 'assembling') AND expire_time <= %b AND (status = 'active' OR expire_time <= %b)
     ORDER BY expire_time LIMIT 1 FOR UPDATE SKIP LOCKED"""  # noqa: S608  # of constants
 _KNOWN: Final = "SELECT id FROM uploads.uploads WHERE id = ANY(%b::uuid[]) AND status = ANY(%b::text[])"
+_FILES: Final = f"""
+    SELECT {_UPLOAD} FROM uploads.uploads
+    WHERE user_id = %b AND status = 'completed'
+        AND (finish_time, id) < (coalesce(%b, 'infinity'::timestamptz), coalesce(%b, id))
+    ORDER BY finish_time DESC, id DESC LIMIT %b"""  # noqa: S608  # of constants
+_LIVING_OF: Final = """
+    SELECT id FROM uploads.uploads WHERE user_id = %b AND status IN ('active', 'assembling', 'completed') LIMIT %b"""
+_FORGET_USER: Final = (
+    "DELETE FROM uploads.uploads WHERE user_id = %b AND status NOT IN ('active', 'assembling', 'completed')"
+)
 _FORGET_ENDED: Final = """
     DELETE FROM uploads.uploads WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM uploads.uploads
@@ -178,6 +189,24 @@ class UploadStore:
         async with self._database.statements() as statements:
             cursor = await statements.connection.execute(_KNOWN, [list(ids), list(statuses)], prepare=True)
             return {row["id"] for row in await cursor.fetchall()}
+
+    async def files(self, user_id: UUID, limit: int, before: tuple[datetime, UUID] | None) -> list[Upload]:
+        """The user's files, newest first, below `before` (the last one of a page)."""
+        time, id = before or (None, None)
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_FILES, [user_id, time, id, limit], prepare=True)
+            return [upload_of(row) for row in await cursor.fetchall()]
+
+    async def living_of(self, user_id: UUID, limit: int) -> list[UUID]:
+        """Up to `limit` of the user's uploads and files."""
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_LIVING_OF, [user_id, limit])
+            return [row["id"] for row in await cursor.fetchall()]
+
+    async def forget_user(self, user_id: UUID) -> None:
+        """Forgets what there was of the user and has ended."""
+        async with self._database.statements() as statements:
+            await statements.connection.execute(_FORGET_USER, [user_id])
 
     async def forget_ended(self, before: datetime, limit: int) -> int:
         """Forgets up to `limit` uploads that ended without a file before then; returns how many."""

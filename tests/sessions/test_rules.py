@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from satchel.sessions.v1 import device_sessions_pb2, puzzle_sessions_pb2
 
+from runtime import paging
 from runtime.clock import EARLIEST, format_time, from_timestamp, parse_time, to_timestamp
 from runtime.documents import items, struct_from_json, struct_to_json
 from runtime.errors import Failure, Reason, camel
-from services.sessions import device_sessions_convert, paging, puzzles_convert
+from services.sessions import device_sessions_convert, puzzles_convert
 from services.sessions.exercises_domain import Catalogue, points
 from services.sessions.records_domain import Key, Record
 from services.sessions.schemas import MAX_DEPTH, Schemas, encode

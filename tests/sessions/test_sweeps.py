@@ -20,8 +20,9 @@ from deploy.parts import running
 from deploy.postgres import postgres_part
 from runtime.database import Database, database
 from runtime.migrations import migrate
+from runtime.sweeping import sweeping
 from runtime.telemetry import SWEPT
-from services.sessions.sweeps_domain import Sweeps, sweeping
+from services.sessions.sweeps_domain import Sweeps
 from services.sessions.sweeps_store import SweepStore
 from tests.conftest import Edge, config_for, service_part
 from tests.factories import Phone
@@ -231,7 +232,7 @@ async def test_a_sweeper_lives_through_the_loss_of_the_database(directory: Path)
             await store(db, (True, OLD))
             server.kill()
             await server.wait()
-            async with sweeping(sweeps(db), 0.05):
+            async with sweeping(sweeps(db).round, 0.05):
                 await server.start()
                 await server.until_ready()
                 async with asyncio.timeout(30):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from runtime.clock import format_time
 from runtime.errors import invalid
-from services.sessions.records_domain import Record
 
 DEFAULT_SIZE: Final = 100
 MAX_SIZE: Final = 1000
+
+T = TypeVar("T")
 
 
 def page_size(asked: int) -> int:
@@ -22,12 +24,15 @@ def page_size(asked: int) -> int:
     return asked or DEFAULT_SIZE
 
 
-def next_token(found: list[Record], limit: int) -> str:
-    """The token of the page after the first `limit` of `found`, which was read one longer; empty when it was not."""
+def next_token(found: Sequence[T], limit: int, place: Callable[[T], tuple[datetime | None, str]]) -> str:
+    """The token of the page after the first `limit` of `found`, which was read one longer; empty when it was not.
+
+    `place` tells of an item when it took place, and its id.
+    """
     if len(found) <= limit:
         return ""
-    last = found[limit - 1]
-    return encode_token(last.happen_time, last.key.id) if last.happen_time else ""
+    time, id = place(found[limit - 1])
+    return encode_token(time, id) if time else ""
 
 
 def encode_token(time: datetime, id: str) -> str:
