@@ -4,7 +4,9 @@
 local SPACE = "satchel.edge"
 
 -- What services and Envoy tell this script; no caller ever sees it.
-local INNER = { "x-error-body", "x-http-status", "x-edge-status", "x-edge-id" }
+local INNER = {
+  "x-error-body", "x-http-status", "x-edge-status", "x-edge-id", "x-file-content-type", "x-file-content-length",
+}
 -- What a JSON answer has no use for.
 local GRPC = { "grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-accept-encoding", "grpc-encoding" }
 
@@ -92,6 +94,10 @@ function envoy_on_response(handle)
   local known = handle:streamInfo():dynamicMetadata():get(SPACE) or {}
   local failed = tonumber(handle:headers():get(":status")) >= 400
   local text = ""
+  if known.head and not failed then
+    -- The service does not know that nobody reads it.
+    handle:body(true):setBytes("")
+  end
   if failed and not known.native then
     -- Waiting for the end of the answer ends the life of every object fetched before, so this comes first.
     local body = handle:body(true)
@@ -115,6 +121,11 @@ function envoy_on_response(handle)
       if not known.head then handle:body(true):setBytes(body) end
     else
       headers:replace(":status", tostring(headers:get("x-http-status") or status))
+      -- The transcoder does not know how long a file is, nor what kind of file has no bytes in this answer.
+      for _, name in ipairs({ "content-type", "content-length" }) do
+        local said = headers:get("x-file-" .. name)
+        if said then headers:replace(name, said) end
+      end
     end
     for _, name in ipairs(GRPC) do headers:remove(name) end
   end
