@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
+from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
 
 from runtime.errors import Failure, Reason
 from runtime.identity import Revocations, ServiceTokens
@@ -130,6 +131,22 @@ class SessionsClient:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self._tokens.current()}"),)
+
+
+class UploadsClient:
+    """What other services ask of the uploads service."""
+
+    def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
+        self._stub = uploads_pb2_grpc.UploadServiceStub(opened)
+        self._tokens = tokens
+
+    async def erase_user(self, user_id: UUID) -> None:
+        """Ends all files of a user. Raises grpc.aio.AioRpcError when it is away, or when there is more."""
+        await self._stub.EraseUserFiles(
+            uploads_pb2.EraseUserFilesRequest(user_id=str(user_id)),
+            timeout=ERASE_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from runtime.config import Config
 from runtime.database import database
 from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret, signing_keys
-from runtime.mesh import SessionsClient, channel
+from runtime.mesh import SessionsClient, UploadsClient, channel
 from services.auth.domain import Accounts
 from services.auth.erasures_domain import Erasures
 from services.auth.erasures_store import ErasureStore
@@ -30,8 +30,10 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
     async with database(config.database_url, connections=config.database_connections, name="auth") as db:
         await asyncio.to_thread(commonest)  # before the first sign-up, which would hold up everybody else's calls
         tokens = ServiceTokens(mesh_secret(config.keys), "auth")
-        async with channel(config.sessions_address) as sessions:
-            erasures = Erasures(ErasureStore(db), SessionsClient(sessions, tokens).erase_user, now=utc_now)
+        async with channel(config.sessions_address) as sessions, channel(config.uploads_address) as uploads:
+            # Files first: whatever they still have to tell of themselves finds its user's records ended.
+            elsewhere = [UploadsClient(uploads, tokens).erase_user, SessionsClient(sessions, tokens).erase_user]
+            erasures = Erasures(ErasureStore(db), elsewhere, now=utc_now)
             with closing(Passwords()) as passwords:
                 access_tokens = AccessTokens(signing_keys(config.keys))
                 accounts = Accounts(

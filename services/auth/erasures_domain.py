@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -37,11 +37,15 @@ class Erasures:
     """Carries out what is due, one account after the other; any number of replicas may do it at once."""
 
     def __init__(
-        self, store: ErasureStore, erase: Callable[[UUID], Awaitable[None]], *, now: Callable[[], datetime]
+        self,
+        store: ErasureStore,
+        elsewhere: Sequence[Callable[[UUID], Awaitable[None]]],
+        *,
+        now: Callable[[], datetime],
     ) -> None:
-        """`erase` ends everything of a user in the other services; it may be repeated."""
+        """Each of `elsewhere` ends everything of a user in one other service; it may be repeated."""
         self._store = store
-        self._erase = erase
+        self._elsewhere = elsewhere
         self._now = now
         self._rounds = Rounds(self.carry_out, name="carry out erasures")
 
@@ -54,7 +58,8 @@ class Erasures:
         while erasure := await self._store.take(self._now(), CLAIM):
             began = self._now()
             try:
-                await self._erase(erasure.account_id)
+                for erase in self._elsewhere:
+                    await erase(erasure.account_id)
             except Exception as error:  # whatever it was, it is tried again until it is done
                 ERASURE_ERRORS.inc()
                 logger().warning("cannot erase yet", user=erasure.account_id, error=repr(error))

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from runtime.arrays import Integers
 from runtime.database import Connection, Database, Row
+from services.uploads.outbox_store import forget
 from services.uploads.uploads_domain import Chunk, Upload
 
 _UPLOAD: Final = """
@@ -204,9 +205,10 @@ class UploadStore:
             return [row["id"] for row in await cursor.fetchall()]
 
     async def forget_user(self, user_id: UUID) -> None:
-        """Forgets what there was of the user and has ended."""
-        async with self._database.statements() as statements:
-            await statements.connection.execute(_FORGET_USER, [user_id])
+        """Forgets what there was of the user and has ended, and what others were still to be told of it."""
+        async with self._database.transaction() as transaction:
+            await transaction.connection.execute(_FORGET_USER, [user_id])
+            await forget(transaction.connection, user_id)
 
     async def forget_ended(self, before: datetime, limit: int) -> int:
         """Forgets up to `limit` uploads that ended without a file before then; returns how many."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -46,11 +47,11 @@ async def sign_in(edge: Edge, email: str) -> httpx.Response:
 
 
 def rows(edge: Edge, marker: str) -> list[str]:
-    """Where the marker stands in any row of the auth and the sessions schema."""
+    """Where the marker stands in any row of the services' schemas."""
     with psycopg.connect(edge.mesh.config.database_url) as connection:
         tables = connection.execute(
             "SELECT table_schema || '.' || table_name FROM information_schema.tables"
-            " WHERE table_schema IN ('auth', 'sessions')"
+            " WHERE table_schema IN ('auth', 'sessions', 'uploads')"
         ).fetchall()
         return [
             table
@@ -104,11 +105,18 @@ async def test_nothing_that_says_who_it_was_is_left_and_the_address_may_sign_up_
     marker = f"secret{uuid4().hex}"
     old = await edge.phone(email=f"{marker}@example.com", device_name=f"{marker} phone")
     await old.call("POST", "/v1/sessions", json={"sessions": [puzzle_session(declutter_text=marker)]})
-    assert set(rows(edge, marker)) == {"auth.accounts", "auth.sign_ins", "sessions.records"}
+    text = marker.encode()
+    asked = {"filename": f"{marker}.txt", "mime_type": "text/plain", "file_hash": hashlib.sha256(text).hexdigest()}
+    begun = await old.call("POST", "/api/v1/uploads/init", json={**asked, "total_size": len(text)})
+    upload_id = begun.json()["upload_id"]
+    await old.call("PUT", f"/api/v1/uploads/{upload_id}/content", content=text)
+    assert (await old.call("POST", f"/api/v1/uploads/{upload_id}/finalize")).status_code == 200
+    (blob,) = (edge.mesh.config.home / "blobs" / "files").glob(f"*/{upload_id}")
+    assert set(rows(edge, marker)) >= {"auth.accounts", "auth.sign_ins", "sessions.records", "uploads.uploads"}
     await delete(old)
 
     async def erased() -> bool:
-        return not rows(edge, marker)
+        return not rows(edge, marker) and not blob.exists()
 
     await until(erased)
     new = await edge.phone(email=old.email)
@@ -221,7 +229,7 @@ async def listed(db: Database) -> int:
 
 async def test_a_push_that_was_under_way_is_erased_the_next_time_and_then_it_is_done(db: Database) -> None:
     one, elsewhere, clock = await deleted(db), Elsewhere(), Clock()
-    erasures = Erasures(ErasureStore(db), elsewhere.erase, now=clock)
+    erasures = Erasures(ErasureStore(db), [elsewhere.erase], now=clock)
     for number, after in enumerate((timedelta(0), *AGAIN_AFTER), 1):
         clock.time = NOW + after - timedelta(seconds=1)
         await erasures.carry_out()
@@ -234,7 +242,7 @@ async def test_a_push_that_was_under_way_is_erased_the_next_time_and_then_it_is_
 
 async def test_what_fails_is_put_off_longer_each_time_and_stops_nobody_else(db: Database) -> None:
     first, elsewhere, clock = await deleted(db), Elsewhere(), Clock()
-    erasures = Erasures(ErasureStore(db), elsewhere.erase, now=clock)
+    erasures = Erasures(ErasureStore(db), [elsewhere.erase], now=clock)
     elsewhere.away = True
     await erasures.carry_out()
     elsewhere.away = False
@@ -258,7 +266,7 @@ async def test_what_fails_is_put_off_longer_each_time_and_stops_nobody_else(db: 
 async def test_many_replicas_carry_each_out_once(db: Database) -> None:
     elsewhere, clock = Elsewhere(), Clock()
     accounts = [await deleted(db) for _ in range(20)]
-    replicas = [Erasures(ErasureStore(db), elsewhere.erase, now=clock) for _ in range(4)]
+    replicas = [Erasures(ErasureStore(db), [elsewhere.erase], now=clock) for _ in range(4)]
     await asyncio.gather(*(replica.carry_out() for replica in replicas))
     assert sorted(elsewhere.erased) == sorted(accounts)
 
@@ -266,7 +274,7 @@ async def test_many_replicas_carry_each_out_once(db: Database) -> None:
 async def test_one_that_a_replica_took_down_with_it_is_taken_up_by_another(db: Database) -> None:
     one, elsewhere, clock = await deleted(db), Elsewhere(), Clock()
     assert await ErasureStore(db).take(NOW, timedelta(seconds=60))
-    erasures = Erasures(ErasureStore(db), elsewhere.erase, now=clock)
+    erasures = Erasures(ErasureStore(db), [elsewhere.erase], now=clock)
     await erasures.carry_out()
     assert elsewhere.erased == []
     clock.time += timedelta(seconds=60)
