@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from datetime import datetime
 
@@ -26,10 +27,6 @@ def _read(data: bytes) -> Summary:
         raise invalid("file", "is empty", "REQUIRED")
     if data[8:12] == b".FIT":
         return read_fit(data)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise invalid("file", "is neither FIT nor UTF-8 text", "INVALID_FORMAT") from None
-    if not text[:1000].lstrip().startswith("<"):
-        raise invalid("file", "is neither FIT nor GPX nor TCX", "INVALID_FORMAT")
-    return read_xml(text)
+    if data[:1000].removeprefix(BOM_UTF8).lstrip().startswith(b"<"):
+        return read_xml(data)
+    raise invalid("file", "is neither FIT nor GPX nor TCX", "INVALID_FORMAT")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from codecs import getincrementaldecoder
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, Protocol
@@ -19,7 +20,7 @@ from services.uploads.activity_summary import UNNAMED_SPORT, Kind, Summary
 from services.uploads.activity_track import Mean, Position, Track, checked_position
 
 MAX_DEPTH: Final = 32  # GPX and TCX with all known extensions stay below 12
-_CHARS_AT_ONCE: Final = 64 * 1024
+_BYTES_AT_ONCE: Final = 64 * 1024
 # What programs write into GPX's <type> and what TCX's Sport may be, in the words of the FIT profile. The numbers are
 # those of Strava's exports.
 _SPORTS: Final[Mapping[str, str]] = {
@@ -46,23 +47,28 @@ class _Format(Protocol):
     def summary(self) -> Summary: ...
 
 
-def read_xml(text: str) -> Summary:
+def read_xml(data: bytes) -> Summary:
     """The summary of a GPX or TCX recording.
 
-    Raises Failure(FIELD_INVALID) for XML that is neither, is broken or declares a document type (nothing of which is
-    ever followed), and for routes, courses and workouts, which nobody has done yet.
+    Raises Failure(FIELD_INVALID) for XML that is neither, is broken, is not in UTF-8 or declares a document type
+    (nothing of which is ever followed), and for routes, courses and workouts, which nobody has done yet.
     """
     document = _Document()
     parser = create_parser(forbid_dtd=True)
     parser.setContentHandler(document)
+    # The parser is given text, so that no document says in which encoding it is read.
+    decoder = getincrementaldecoder("utf-8-sig")()
     try:
-        # As text: whatever encoding the document claims, it was UTF-8.
-        for start in range(0, len(text), _CHARS_AT_ONCE):
-            parser.feed(text[start : start + _CHARS_AT_ONCE])
+        # Piece by piece, since text may take four times the memory of its bytes.
+        for start in range(0, len(data), _BYTES_AT_ONCE):
+            parser.feed(decoder.decode(data[start : start + _BYTES_AT_ONCE]))
+        parser.feed(decoder.decode(b"", final=True))
         parser.close()
     except DefusedXmlException:
-        raise invalid("file", "declares a document type or entities, which recordings do not", "INVALID_FORMAT") from None
-    except (SAXException, UnicodeError, ValueError):
+        raise invalid("file", "declares a document type, which recordings do not", "INVALID_FORMAT") from None
+    except UnicodeDecodeError:
+        raise invalid("file", "is XML, but not in UTF-8", "INVALID_FORMAT") from None
+    except (SAXException, ValueError):
         raise invalid("file", "is damaged: it is no well-formed XML", "INVALID_FORMAT") from None
     return document.format.summary()
 
