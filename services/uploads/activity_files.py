@@ -9,7 +9,9 @@ from datetime import datetime
 from runtime.clock import utc_now
 from runtime.errors import invalid
 from services.uploads.activity_fit import read_fit
+from services.uploads.activity_gpx import Gpx
 from services.uploads.activity_summary import Summary, believed
+from services.uploads.activity_tcx import Tcx
 from services.uploads.activity_xml import read_xml
 
 
@@ -28,5 +30,5 @@ def _read(data: bytes) -> Summary:
     if data[8:12] == b".FIT":
         return read_fit(data)
     if data[:1000].removeprefix(BOM_UTF8).lstrip().startswith(b"<"):
-        return read_xml(data)
+        return read_xml(data, {"gpx": Gpx, "TrainingCenterDatabase": Tcx})
     raise invalid("file", "is neither FIT nor GPX nor TCX", "INVALID_FORMAT")

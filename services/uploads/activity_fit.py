@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -13,7 +14,7 @@ from fitdecode.types import BaseType, FieldDefinition
 
 from runtime.errors import Failure, invalid
 from services.uploads.activity_summary import UNNAMED_SPORT, Kind, Summary
-from services.uploads.activity_track import Mean, Position, Track, checked_position
+from services.uploads.activity_track import Mean, Position, Track, checked_position, first
 
 # FIT counts seconds from here; smaller numbers than the other are seconds since the device was switched on.
 _EPOCH: Final = datetime(1989, 12, 31, tzinfo=UTC)
@@ -77,15 +78,15 @@ def _summary(file_id: Message, sessions: Sequence[Message], track: Track) -> Sum
         sport=sport,
         sub_sport=sub_sport,
         start_time=start,
-        duration_seconds=_first(_total(sessions, "total_timer_time"), track.duration),
-        distance_meters=_first(_total(sessions, "total_distance"), track.distance),
-        elevation_gain_meters=_first(_total(sessions, "total_ascent"), track.climb.gain),
-        avg_heart_rate=_first(_mean(sessions, "avg_heart_rate"), track.heart_rate.value),
-        max_heart_rate=_first(_largest(sessions, "max_heart_rate"), track.heart_rate.maximum),
-        avg_power_watts=_first(_mean(sessions, "avg_power"), track.power.value),
-        max_power_watts=_first(_largest(sessions, "max_power"), track.power.maximum),
+        duration_seconds=first(_total(sessions, "total_timer_time"), track.duration),
+        distance_meters=first(_total(sessions, "total_distance"), track.distance),
+        elevation_gain_meters=first(_total(sessions, "total_ascent"), track.climb.gain),
+        avg_heart_rate=first(_mean(sessions, "avg_heart_rate"), track.heart_rate.value),
+        max_heart_rate=first(_largest(sessions, "max_heart_rate"), track.heart_rate.maximum),
+        avg_power_watts=first(_mean(sessions, "avg_power"), track.power.value),
+        max_power_watts=first(_largest(sessions, "max_power"), track.power.maximum),
         calories=_total(sessions, "total_calories"),
-        avg_cadence=_first(_mean(sessions, "avg_cadence"), track.cadence.value),
+        avg_cadence=first(_mean(sessions, "avg_cadence"), track.cadence.value),
         device=_device(file_id),
     )
 
@@ -122,7 +123,7 @@ def _add(track: Track, record: Message) -> None:
     track.point(
         time=_time(record.get("timestamp")),
         position=_position(record),
-        altitude=_first(_number(record.get("enhanced_altitude")), _number(record.get("altitude"))),
+        altitude=first(_number(record.get("enhanced_altitude")), _number(record.get("altitude"))),
         heart_rate=_number(record.get("heart_rate")),
         power=_number(record.get("power")),
         cadence=_number(record.get("cadence")),
@@ -145,8 +146,8 @@ def _sport(sessions: Sequence[Message]) -> tuple[str, str | None]:
 def _device(file_id: Message) -> str | None:
     """Such as "garmin edge 820": the maker's own name for the product, or else that of the profile."""
     product = file_id.get("product_name") or file_id.get("product")
-    names = [str(one).replace("_", " ") for one in (file_id.get("manufacturer"), product) if one not in (None, "")]
-    return " ".join(names) or None
+    names = [str(one) for one in (file_id.get("manufacturer"), product) if isinstance(one, str | int)]
+    return " ".join(names).replace("_", " ") or None
 
 
 def _position(record: Message) -> Position | None:
@@ -158,16 +159,14 @@ def _position(record: Message) -> Position | None:
 
 def _time(value: Any) -> datetime | None:
     seconds = _number(value)
-    return _EPOCH + timedelta(seconds=seconds) if seconds is not None and seconds >= _EARLIEST_SECONDS else None
+    if seconds is None or not _EARLIEST_SECONDS <= seconds < 2**32:
+        return None
+    return _EPOCH + timedelta(seconds=seconds)
 
 
 def _number(value: Any) -> float | None:
-    """`value`, when the file's own definition of the field did not make a list or text of it."""
-    return value if isinstance(value, int | float) else None
-
-
-def _first(*values: float | None) -> float | None:
-    return next((one for one in values if one is not None), None)
+    """`value`, when the file's own definition of the field did not make a list, text or infinity of it."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _numbers(sessions: Sequence[Message], name: str) -> list[float]:

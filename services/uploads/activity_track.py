@@ -14,6 +14,10 @@ EARTH_RADIUS_METERS: Final = 6_371_008.8
 # GoldenCheetah's default "elevation hysteresis". A barometer wanders by less than a meter and satellites by several; a
 # file does not say where its altitudes are from. Without a threshold an hour on a flat road climbs hundreds of meters.
 CLIMB_THRESHOLD_METERS: Final = 3.0
+# What a sensor says stands for the time since the point before: devices that save memory write a point when something
+# changes, up to every ten seconds or so. After a longer gap nobody knows.
+_LONGEST_STEP_SECONDS: Final = 30.0
+_SHORTEST_STEP_SECONDS: Final = 0.001
 
 Position = tuple[float, float]
 """Latitude and longitude in degrees of WGS 84."""
@@ -33,6 +37,11 @@ def checked_position(latitude: float, longitude: float) -> Position:
     if not (abs(latitude) <= 90 and abs(longitude) <= 180):  # NaN is neither
         raise invalid("file", "holds a position that is not on Earth")
     return latitude, longitude
+
+
+def first(*values: float | None) -> float | None:
+    """The first of `values` that is known."""
+    return next((one for one in values if one is not None), None)
 
 
 class Mean:
@@ -93,6 +102,7 @@ class Track:
         self._running = timedelta()
         self._segment: tuple[datetime, datetime] | None = None
         self._last: Position | None = None
+        self._time: datetime | None = None
 
     @property
     def distance(self) -> float | None:
@@ -104,8 +114,8 @@ class Track:
         """Seconds from the first to the last point of each segment, added up; None when no point has a time."""
         if self.start is None:
             return None
-        first, last = self._segment or (self.start, self.start)
-        return (self._running + (last - first)).total_seconds()
+        begin, end = self._segment or (self.start, self.start)
+        return (self._running + (end - begin)).total_seconds()
 
     def point(
         self,
@@ -118,21 +128,29 @@ class Track:
         cadence: float | None = None,
     ) -> None:
         """Takes the next point. A heart rate or cadence of 0 is a sensor without contact or a foot at rest."""
+        weight = self._step(time)
         if time is not None:
             self.start = time if self.start is None else min(self.start, time)
-            first, last = self._segment or (time, time)
-            self._segment = min(first, time), max(last, time)
+            begin, end = self._segment or (time, time)
+            self._segment = min(begin, time), max(end, time)
         if position is not None:
             step = haversine(self._last, position) if self._last else 0.0
             self._meters = (self._meters or 0.0) + step
             self._last = position
         self.climb.add(altitude)
-        self.heart_rate.add(heart_rate or None)
-        self.power.add(power)
-        self.cadence.add(cadence or None)
+        self.heart_rate.add(heart_rate or None, weight)
+        self.power.add(power, weight)
+        self.cadence.add(cadence or None, weight)
 
     def pause(self) -> None:
         """Ends a segment: what lies between its last point and the next one counts neither as way nor as time."""
         if self._segment is not None:
             self._running += self._segment[1] - self._segment[0]
-        self._segment = self._last = None
+        self._segment = self._last = self._time = None
+
+    def _step(self, time: datetime | None) -> float:
+        """Seconds since the point before, within reason; 1 when nobody knows."""
+        before, self._time = self._time, time
+        if before is None or time is None:
+            return 1.0
+        return min(max((time - before).total_seconds(), _SHORTEST_STEP_SECONDS), _LONGEST_STEP_SECONDS)
