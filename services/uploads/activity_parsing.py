@@ -182,9 +182,10 @@ class _Worker:
             return summary_of(answer["summary"]) if "summary" in answer else recalled(answer["failure"])
         except TimeoutError:
             raise invalid("file", "takes too long to read", "TOO_LARGE") from None
-        except (OSError, EOFError, ValueError, LookupError, TypeError):
-            # Silent, or talking nonsense: what broke it may rule it.
+        except (OSError, EOFError):
             raise await self._fate() from None
+        except (ValueError, LookupError, TypeError):  # it talks nonsense, so it has been tricked
+            raise _unreadable() from None
 
     async def _exchange(self, data: bytes) -> bytes:
         self._stdin.write(len(data).to_bytes(LENGTH_BYTES))
@@ -197,13 +198,13 @@ class _Worker:
         return await self._stdout.readexactly(length)
 
     async def _fate(self) -> Failure:
-        """Why it failed us: its end comes a moment after that of its pipes."""
+        """Why it fell silent: its end comes a moment after that of its pipes."""
         try:
             async with asyncio.timeout(_END_SECONDS):
                 status = await self._process.wait()
         except TimeoutError:
             status = None
-        return _unavailable() if status in _OUTSIDE else invalid("file", "cannot be read", "INVALID_FORMAT")
+        return _unavailable() if status in _OUTSIDE else _unreadable()
 
     async def end(self) -> None:
         """Ends the process and waits until it has."""
@@ -215,3 +216,7 @@ class _Worker:
 
 def _unavailable() -> Failure:
     return Failure(Reason.UNAVAILABLE, "Recordings cannot be read at the moment; try again.", retry_after=1)
+
+
+def _unreadable() -> Failure:
+    return invalid("file", "cannot be read", "INVALID_FORMAT")

@@ -23,6 +23,11 @@ from services.uploads.activity_summary import Summary, record_of
 LENGTH_BYTES: Final = 8
 READY: Final = b"ready\n"
 
+# Made while there is memory.
+_TOO_MUCH: Final = orjson.dumps(
+    {"failure": kept(invalid("file", "takes too much memory to read", "TOO_LARGE")), "last": True}
+)
+
 
 def serve(read: Callable[[bytes], Summary], memory: int, seconds: float) -> None:
     """Answers each recording on stdin with what `read` says of it, until stdin ends.
@@ -67,8 +72,8 @@ def _answer(read: Callable[[bytes], Summary], data: bytes) -> tuple[bytes, bool]
     except Failure as failure:
         return orjson.dumps({"failure": kept(failure), "last": False}), False
     except MemoryError:
-        too_much = kept(invalid("file", "takes too much memory to read", "TOO_LARGE"))
-        return orjson.dumps({"failure": too_much, "last": True}), True
+        pass  # what was read is only freed with the exception
+    return _TOO_MUCH, True
 
 
 if __name__ == "__main__":

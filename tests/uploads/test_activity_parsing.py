@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from runtime.errors import Failure, Reason
 from services.uploads.activity_files import summarize
@@ -128,8 +129,8 @@ async def test_a_recording_that_is_too_large_is_refused_without_a_worker() -> No
 
 
 async def test_a_recording_that_takes_too_much_memory_is_refused_and_the_next_is_read() -> None:
-    laps = tcx('<Activity Sport="Running">' + "<Lap/>" * 3_000_000 + "</Activity>")
-    async with activity_parsing(ParsingLimits(seconds=120, memory=400 * 1024 * 1024)) as parsing:
+    laps = tcx('<Activity Sport="Running">' + "<Lap><Calories>1</Calories></Lap>" * 400_000 + "</Activity>")
+    async with activity_parsing(ParsingLimits(seconds=120, memory=120 * 1024 * 1024)) as parsing:
         assert blamed(await refused(parsing, laps)) == "file: takes too much memory to read"
         await parsing.summarize(RUN)
 
@@ -196,7 +197,7 @@ async def test_a_caller_who_goes_away_leaves_nothing_running(tmp_path: Path) -> 
 async def test_many_at_once_share_the_workers() -> None:
     most = 0
     async with activity_parsing(ParsingLimits(workers=2, waiting=40)) as parsing:
-        names = ["run.tcx", "garmin-fenix-5-run.fit", "cerknicko-jezero.gpx", "indoor-trainer.fit"] * 10
+        names = ["run.tcx", "garmin-fenix-5-run.fit", "cerknicko-jezero.gpx", "indoor-trainer.fit"] * 5
         reading = [asyncio.create_task(parsing.summarize(sample(name))) for name in names]
         while not all(one.done() for one in reading):
             most = max(most, len(workers()))
@@ -219,10 +220,7 @@ async def test_more_than_may_wait_are_told_to_come_again(tmp_path: Path) -> None
         await second
 
 
-async def test_what_a_library_prints_is_no_answer(tmp_path: Path) -> None:
-    async with activity_parsing(worker=(*OBEYING,)) as parsing:
-        # The path of the recording to read is the third argument of the worker, after those that it is always given.
-        del parsing
+def test_what_a_library_prints_is_no_answer(tmp_path: Path) -> None:
     command = (*OBEYING, "400000000", "60", str(tmp_path / "run.tcx"))
     (tmp_path / "run.tcx").write_bytes(RUN)
     request = b"print " + bytes(tmp_path / "begun")
@@ -233,14 +231,17 @@ async def test_what_a_library_prints_is_no_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "code",
+    "said",
     [
-        "import sys; sys.stdout.buffer.write(b'ready\\n' + b'\\xff' * 100); sys.stdout.flush(); sys.stdin.read()",
-        "import sys; sys.stdout.buffer.write(b'ready\\n' + bytes(7) + b'\\x02{}'); sys.stdout.flush(); sys.stdin.read()",
-        "import sys; sys.stdout.buffer.write(b'ready\\n' + bytes(7) + b'\\x02{{'); sys.stdout.flush(); sys.stdin.read()",
+        b"\xff" * 100,
+        bytes(7) + b"\2{}",
+        bytes(7) + b"\2{{",
+        bytes(7) + b"\4null",
+        bytes(7) + b"\x0d" + b'{"last":false}',
     ],
 )
-async def test_nonsense_from_a_worker_is_no_summary(code: str) -> None:
+async def test_nonsense_from_a_worker_is_no_summary(said: bytes) -> None:
+    code = f"import sys; sys.stdout.buffer.write(b'ready\\n' + {said!r}); sys.stdout.flush(); sys.stdin.read()"
     async with activity_parsing(worker=(sys.executable, "-c", code)) as parsing:
         assert blamed(await refused(parsing, RUN)) == "file: cannot be read"
 
@@ -259,6 +260,20 @@ async def test_workers_end_with_their_service(tmp_path: Path) -> None:
     assert workers() == []
     with pytest.raises(Failure):
         await waiting
+
+
+def test_it_is_the_same_on_the_loop_of_the_services(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await test_a_worker_that_is_killed_in_the_middle_is_replaced(tmp_path / "killed")
+        await test_a_caller_who_goes_away_leaves_nothing_running(tmp_path / "cancelled")
+        await test_a_worker_that_is_killed_while_it_rests_is_not_missed()
+        await test_an_idle_worker_ends_and_the_next_recording_starts_another()
+        await test_a_recording_that_takes_too_long_is_refused_and_the_next_is_read()
+        await test_workers_end_with_their_service(tmp_path / "ended")
+
+    for name in ("killed", "cancelled", "ended"):
+        (tmp_path / name).mkdir()
+    uvloop.run(scenario())
 
 
 def test_a_worker_whose_service_died_ends_by_itself(tmp_path: Path) -> None:
