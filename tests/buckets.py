@@ -18,6 +18,8 @@ from deploy.parts import Part, running
 from deploy.sockets import free_port, http_get
 
 KEY, SECRET, BUCKET = "satchel", "satchel-secret", "files"
+# Objects in a server's answer to a listing.
+PAGE = 10
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,13 @@ async def bucket_on(server: str, directory: Path) -> AsyncIterator[Bucket]:
     async def answers() -> bool:
         return (await http_get(("127.0.0.1", port), "/"))[0] != 0
 
-    environment = {**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
+    # Short pages, for a listing to have several of them.
+    environment = {
+        **os.environ,
+        "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE),
+        "ROOT_ACCESS_KEY": KEY,
+        "ROOT_SECRET_KEY": SECRET,
+    }
     part = Part(name=server, command=command, log=directory / f"{server}.log", ready=answers, env=environment)
     async with running(part):
         bucket = Bucket(f"http://127.0.0.1:{port}")

@@ -15,10 +15,12 @@ from uuid import uuid4
 import pytest
 from obstore.store import from_url
 
+from runtime.config import Config
+from services.uploads import bucket_blobs
 from services.uploads.blobs import BlobError, BlobMissing, open_blobs
 from services.uploads.bucket_blobs import PATIENCE, BucketBlobs
 from tests.blobs import CHUNK, content, ids, some_bytes, store, upload
-from tests.buckets import BUCKET, Bucket, Front, bucket_on, client
+from tests.buckets import BUCKET, PAGE, Bucket, Front, bucket_on, client
 
 # Seconds; a slow server is waited for this long.
 BOUND = 2.0
@@ -102,9 +104,28 @@ async def test_a_server_that_fails_in_the_middle_of_a_file_leaves_none(through: 
         while not await asyncio.to_thread(_unfinished, s3, through):
             await asyncio.sleep(0.005)
     through.front.turn(mode)
+    began = monotonic()
     with pytest.raises(BlobError):
         await assembling
+    # The parts that were on their way, and then the attempt to take back the others.
+    assert monotonic() - began < 3 * BOUND + 5
     through.front.turn("pass")
+    assert await blobs.size(file_id) is None
+    await blobs.assemble(upload_id, file_id, 24, len(data))
+    assert await content(blobs, file_id, 0, len(data)) == data
+
+
+async def test_assembling_goes_on_after_it_was_called_off(through: Store) -> None:
+    blobs, data, file_id = through.blobs, some_bytes(24 * CHUNK), uuid4()
+    upload_id = await upload(blobs, data)
+    assembling = asyncio.create_task(blobs.assemble(upload_id, file_id, 24, len(data)))
+    s3 = client(through.bucket)
+    async with asyncio.timeout(30):
+        while not await asyncio.to_thread(_unfinished, s3, through):
+            await asyncio.sleep(0.005)
+    assembling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await assembling
     assert await blobs.size(file_id) is None
     await blobs.assemble(upload_id, file_id, 24, len(data))
     assert await content(blobs, file_id, 0, len(data)) == data
@@ -156,11 +177,14 @@ asyncio.run(main(*sys.argv[1:]))
     assert (await ids(blobs.uploads), await ids(blobs.files)) == ([], [file_id])
 
 
-async def test_an_upload_of_more_objects_than_a_page_is_assembled(through: Store) -> None:
-    data = some_bytes(1100 * 10)
+async def test_an_upload_of_more_objects_than_a_page_is_assembled(
+    through: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_blobs, "PAGE", PAGE)
+    data, count = some_bytes(10 * (3 * PAGE + 1)), 3 * PAGE + 1
     upload_id, file_id = await upload(through.blobs, data, 10), uuid4()
     assert await ids(through.blobs.uploads) == [upload_id]
-    await through.blobs.assemble(upload_id, file_id, 1100, len(data))
+    await through.blobs.assemble(upload_id, file_id, count, len(data))
     assert await content(through.blobs, file_id, 0, len(data)) == data
     assert await ids(through.blobs.uploads) == []
 
@@ -206,6 +230,4 @@ async def test_stores_in_one_bucket_keep_apart(through: Store) -> None:
 
 
 def test_a_request_gives_up_before_the_call_that_waits_for_it() -> None:
-    from runtime.config import Config
-
     assert Config.model_fields["call_timeout"].default > PATIENCE
