@@ -15,6 +15,8 @@ from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret
 from runtime.mesh import SessionsClient, channel
 from runtime.sweeping import sweeping
+from services.uploads.activities_domain import Activities
+from services.uploads.activity_parsing import activity_parsing
 from services.uploads.blobs import open_blobs
 from services.uploads.digests import hashing
 from services.uploads.files_domain import Files
@@ -52,8 +54,10 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         finalizer = Finalizer(store, blobs, digests, links, add, look, now=utc_now)
         files = Files(store, blobs, links, add, look, now=utc_now)
         await stack.enter_async_context(finalizer.running())
+        parsing = await stack.enter_async_context(activity_parsing())
+        activities = Activities(store, uploads, streamed, finalizer, parsing, links, add, look, now=utc_now)
         sweeps = Sweeps(store, blobs, digests, now=utc_now)
         await stack.enter_async_context(sweeping(sweeps.round, config.sweep_interval))
-        servicer = UploadServicer(limits, uploads, streamed, finalizer, files)
+        servicer = UploadServicer(limits, uploads, streamed, finalizer, files, activities)
         uploads_pb2_grpc.add_UploadServiceServicer_to_server(servicer, server)
         yield

@@ -8,11 +8,14 @@ from email.utils import format_datetime
 from urllib.parse import quote
 from uuid import UUID
 
+import orjson
+from google.api.httpbody_pb2 import HttpBody
 from satchel.uploads.v1 import uploads_pb2 as pb
 
 from runtime.clock import to_timestamp
 from runtime.errors import invalid
 from runtime.ids import parse_uuid
+from services.uploads.activities_domain import Added
 from services.uploads.files_domain import Reading, Wanted
 from services.uploads.finalizing_domain import Receipt
 from services.uploads.limits_domain import UploadLimits
@@ -69,6 +72,26 @@ async def pieces_from_pb(
     yield first.content.data
     async for one in rest:
         yield one.content.data
+
+
+async def form_from_pb(
+    first: pb.AddActivityRequest, rest: AsyncIterator[pb.AddActivityRequest]
+) -> AsyncIterator[bytes]:
+    """The bytes of a form, as they came."""
+    yield first.form.data
+    async for one in rest:
+        yield one.form.data
+
+
+def activity_document(added: Added) -> HttpBody:
+    """What became of a recording, as a JSON document."""
+    document = {
+        "activity_id": str(added.upload.id),
+        "status": "created" if added.created else "duplicate",
+        "file_url": added.file_url,
+        "activity": added.data,
+    }
+    return HttpBody(content_type="application/json", data=orjson.dumps(document))
 
 
 def offset_of(header: str, first: pb.UploadContentRequest) -> float:

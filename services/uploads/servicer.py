@@ -14,8 +14,10 @@ from runtime.call import answer_headers, answer_status, header, principal, princ
 from runtime.clock import to_timestamp
 from runtime.paging import decode_token, next_token, page_size
 from services.uploads import convert
+from services.uploads.activities_domain import Activities, own_id
 from services.uploads.files_domain import Files, Reading
 from services.uploads.finalizing_domain import Finalizer
+from services.uploads.forms import recording_of
 from services.uploads.limits_domain import UploadLimits
 from services.uploads.streamed_domain import Streamed
 from services.uploads.uploads_domain import Uploads
@@ -27,13 +29,20 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
     """satchel.uploads.v1.UploadService."""
 
     def __init__(
-        self, limits: UploadLimits, uploads: Uploads, streamed: Streamed, finalizer: Finalizer, files: Files
+        self,
+        limits: UploadLimits,
+        uploads: Uploads,
+        streamed: Streamed,
+        finalizer: Finalizer,
+        files: Files,
+        activities: Activities,
     ) -> None:
         self._limits = limits
         self._uploads = uploads
         self._streamed = streamed
         self._finalizer = finalizer
         self._files = files
+        self._activities = activities
 
     async def GetUploadLimits(self, request: pb.GetUploadLimitsRequest, context: Context) -> pb.GetUploadLimitsResponse:
         return convert.limits_response(self._limits)
@@ -107,6 +116,14 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
     async def DeleteFile(self, request: pb.DeleteFileRequest, context: Context) -> pb.DeleteFileResponse:
         await self._files.delete(principal(), request.file_id)
         return pb.DeleteFileResponse(deleted=True)
+
+    async def AddActivity(self, requests: AsyncIterator[pb.AddActivityRequest], context: Context) -> HttpBody:
+        first = await anext(requests, pb.AddActivityRequest())
+        own_id(principal(), first.user_id)
+        form = convert.form_from_pb(first, requests)
+        added = await self._activities.add(principal(), await recording_of(first.form.content_type, form))
+        answer_status(201 if added.created else 200)
+        return convert.activity_document(added)
 
     async def EraseUserFiles(self, request: pb.EraseUserFilesRequest, context: Context) -> pb.EraseUserFilesResponse:
         erased = await self._files.erase(request.user_id)

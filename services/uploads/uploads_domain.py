@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 from runtime.call import Principal
@@ -52,6 +52,8 @@ class Upload:
     create_time: datetime
     expire_time: datetime
     finish_time: datetime | None
+    activity: dict[str, Any] | None = None
+    """Of a recording that was handed over as an activity: the data of its record."""
 
     @property
     def chunks(self) -> int:

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from psycopg.types.json import Jsonb
+
 from runtime.arrays import Integers
 from runtime.database import Connection, Database, Row
 from services.uploads.outbox_store import forget
@@ -16,7 +18,7 @@ from services.uploads.uploads_domain import Chunk, Upload
 
 _UPLOAD: Final = """
     id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, contested, create_time,
-    expire_time, finish_time"""
+    expire_time, finish_time, activity"""
 # One after the other for each user, so that two starts cannot both take the last room of a quota.
 _LOCK_USER: Final = "SELECT pg_advisory_xact_lock(%b::int8)"
 _SAME: Final = f"""
@@ -61,6 +63,7 @@ _COUNT: Final = "SELECT count(*) AS stored FROM uploads.chunks WHERE upload_id =
 _STORED: Final = "SELECT index FROM uploads.chunks WHERE upload_id = %b AND stored ORDER BY index"
 _END: Final = """
     UPDATE uploads.uploads SET status = %b, finish_time = %b WHERE id = %b"""
+_SET_ACTIVITY: Final = "UPDATE uploads.uploads SET activity = %b WHERE id = %b"
 _FORGET_CHUNKS: Final = "DELETE FROM uploads.chunks WHERE upload_id = %b"
 _EXPIRED: Final = f"""
     SELECT {_UPLOAD} FROM uploads.uploads
@@ -101,6 +104,11 @@ class HeldUpload:
         upload = _given(self.upload)
         await self.connection.execute(_END, [status, now, upload.id], prepare=True)
         await self.connection.execute(_FORGET_CHUNKS, [upload.id], prepare=True)
+
+    async def set_activity(self, data: dict[str, Any]) -> None:
+        """Notes what the recording came to."""
+        values = [Jsonb(data), _given(self.upload).id]
+        await self.connection.execute(_SET_ACTIVITY, values, prepare=True)
 
     async def assembling(self) -> None:
         """From now on it takes no chunks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,17 +25,9 @@ from services.auth.erasures_store import ErasureStore
 from services.auth.store import AuthStore
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import PASSWORD, Phone, device_session, puzzle_session
+from tests.polling import until
 
 NOW = datetime(2026, 2, 26, 10, tzinfo=UTC)
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20) -> float:
-    """Waits for the condition; returns how long it took. Fails after `seconds`."""
-    started = time.monotonic()
-    while not await condition():
-        assert time.monotonic() - started < seconds, "it did not come true in time"
-        await asyncio.sleep(0.02)
-    return time.monotonic() - started
 
 
 async def delete(phone: Phone) -> httpx.Response:

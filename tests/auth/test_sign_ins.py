@@ -24,21 +24,13 @@ from services.auth.passwords import Passwords
 from services.auth.tokens import new_secret, parse_refresh_token, refresh_token
 from tests.conftest import Edge, config_for
 from tests.factories import PASSWORD, Phone
+from tests.polling import until
 
 
 async def refresh(edge: Edge, token: str) -> tuple[int, dict[str, str]]:
     answer = await edge.http.post("/v1/auth/refresh", json={"refresh_token": token})
     body = answer.json()
     return answer.status_code, body.get("error", body)
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> float:
-    """Waits for the condition; returns how long it took. Fails after `seconds`."""
-    started = time.monotonic()
-    while not await condition():
-        assert time.monotonic() - started < seconds, "it did not come true in time"
-        await asyncio.sleep(0.02)
-    return time.monotonic() - started
 
 
 async def test_a_refresh_gives_a_new_pair_that_works(edge: Edge, phone: Phone) -> None:

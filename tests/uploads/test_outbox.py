@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,6 +29,7 @@ from services.sessions.app import service as sessions
 from services.uploads.outbox_domain import CLAIM, UNHEARD, Relay, relaying
 from services.uploads.outbox_store import OutboxStore, add
 from tests.conftest import config_for, service_part
+from tests.polling import until
 
 NOW = datetime(2026, 2, 26, 10, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -99,13 +99,6 @@ async def feed(db: Database, user_id: UUID) -> list[tuple[str, int, bool]]:
 async def last_position(db: Database, user_id: UUID) -> int:
     found = await rows(db, "SELECT position FROM sessions.feeds WHERE user_id = %s", user_id)
     return int(found[0]["position"]) if found else 0
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not await condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        await asyncio.sleep(0.02)
 
 
 class Clock:

@@ -27,6 +27,8 @@ def upgrade() -> None:
         sa.Column("create_time", _time, nullable=False),
         sa.Column("expire_time", _time, nullable=False),
         sa.Column("finish_time", _time),
+        # Of a recording that was handed over as an activity: what it came to.
+        sa.Column("activity", postgresql.JSONB),
         sa.CheckConstraint(
             "status IN ('active', 'assembling', 'completed', 'failed', 'cancelled', 'expired', 'deleted')",
             name="uploads_status",

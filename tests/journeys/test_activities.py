@@ -1,0 +1,120 @@
+"""Recordings handed over as activities: a form, a file, a record, each once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Edge
+from tests.factories import Phone
+from tests.polling import until
+
+SAMPLES = Path(__file__).parent.parent / "uploads" / "samples"
+
+
+async def add(phone: Phone, name: str, data: bytes | None = None, **given: Any) -> httpx.Response:
+    """Hands a recording over, one of the samples unless it is given."""
+    content = (SAMPLES / name).read_bytes() if data is None else data
+    user_id = given.pop("user_id", phone.user_id)
+    files = {given.pop("part", "file"): (name, content, "application/octet-stream")}
+    return await phone.call("POST", f"/activities/{user_id}", files=files, timeout=60, **given)
+
+
+async def records(phone: Phone, domain: str) -> list[dict[str, Any]]:
+    """The user's records of a domain."""
+    page = (await phone.call("GET", "/api/v1/sync/pull", params={"domains": domain})).json()
+    changes: list[dict[str, Any]] = page["changes"]
+    return changes
+
+
+@pytest.mark.parametrize(
+    ("name", "sport"),
+    [
+        ("garmin-fenix-5-run.fit", "running"),
+        ("garmin-edge-820-bike.fit", "cycling"),
+        ("cerknicko-jezero.gpx", "generic"),
+        ("run.tcx", "running"),
+    ],
+)
+async def test_a_recording_becomes_a_file_and_a_record(phone: Phone, name: str, sport: str) -> None:
+    answer = await add(phone, name)
+    assert answer.status_code == 201, answer.text
+    added = answer.json()
+    assert (added["status"], added["activity"]["sport"]) == ("created", sport)
+    assert (await phone.call("GET", httpx.URL(added["file_url"]).path)).content == (SAMPLES / name).read_bytes()
+
+    async def arrived() -> bool:
+        return len(await records(phone, "activity,file")) == 2
+
+    await until(arrived)
+    (record,) = await records(phone, "activity")
+    assert (record["id"], record["data"]) == (added["activity_id"], added["activity"])
+
+
+async def test_the_same_recording_again_is_a_duplicate_and_changes_nothing(phone: Phone) -> None:
+    first = (await add(phone, "run.tcx")).json()
+
+    async def arrived() -> bool:
+        return bool(await records(phone, "activity"))
+
+    await until(arrived)
+    (record,) = await records(phone, "activity")
+    edited = {**record["data"], "sport": "hiking"}
+    change = {"domain": "activity", "id": record["id"], "base_version": 1, "operation": "UPSERT", "data": edited}
+    await phone.call("POST", "/api/v1/sync/push", json={"changes": [change]})
+    answer = await add(phone, "run.tcx")
+    assert answer.status_code == 200
+    assert answer.json() == {**first, "status": "duplicate"}
+    assert [one["data"] for one in await records(phone, "activity")] == [edited]
+    assert len((await phone.call("GET", "/api/v1/files")).json()["files"]) == 1
+
+
+@pytest.mark.parametrize("name", ["broken-crc.fit", "weight-scale.fit"])
+async def test_what_is_no_activity_is_refused_and_leaves_nothing(phone: Phone, name: str) -> None:
+    answer = await add(phone, name)
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("file: ")
+    assert (await phone.call("GET", "/api/v1/files")).json()["files"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.fit", b""), ("../../etc/passwd", b"root"), ("a.gpx", b"<gpx"), ("a.zip", b"PK\x03\x04")]
+)
+async def test_garbage_is_refused(phone: Phone, name: str, data: bytes) -> None:
+    answer = await add(phone, name, data)
+    assert (answer.status_code, set(answer.json())) == (400, {"detail"})
+
+
+async def test_a_form_without_the_file_is_refused(phone: Phone) -> None:
+    answer = await add(phone, "run.tcx", part="other")
+    assert (answer.status_code, answer.json()) == (400, {"detail": "file: is required"})
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/octet-stream", b"x"),
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=b", b"--b\r\nno header\r\n\r\n--b--\r\n"),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\ncut off'),
+        ("multipart/form-data; boundary=b", b""),
+    ],
+)
+async def test_what_is_no_form_is_refused(phone: Phone, content_type: str, body: bytes) -> None:
+    answer = await phone.call(
+        "POST", f"/activities/{phone.user_id}", content=body, headers={"content-type": content_type}
+    )
+    assert (answer.status_code, set(answer.json())) == (400, {"detail"})
+
+
+async def test_a_recording_that_is_too_large_is_refused(phone: Phone) -> None:
+    answer = await add(phone, "large.fit", b"\x0e\x20\x00\x00\x00\x00\x00\x00.FIT" + bytes(51 * 2**20))
+    assert answer.status_code == 413
+
+
+async def test_nobody_adds_to_somebody_elses_activities(edge: Edge, phone: Phone) -> None:
+    other = await edge.phone()
+    assert (await add(phone, "run.tcx", user_id=other.user_id)).status_code == 403
