@@ -14,13 +14,13 @@ from pathlib import Path
 
 import uvloop
 
-from bench import calls, growth, latency, report, streams, sync, uploads
+from bench import batched, calls, files, growth, latency, report, streams, sync
 from bench.machine import allow_files, machine
 from bench.memory import Usage, usage
 from bench.rounds import Pair, compare
 from bench.stack import stack
 
-GROUPS = ("calls", "batches", "sync", "latency", "streams", "growth", "memory", "start")
+GROUPS = ("calls", "batches", "sync", "files", "latency", "streams", "growth", "memory", "start")
 STARTS = 3
 WANTED_FILES = 20_000
 SETTLED = 2.0  # seconds after the start, or the load, until memory is looked at
@@ -34,14 +34,18 @@ machine's cores with everything they measure.
   grpc.aio on uvloop, no interceptors. Client, token and messages are the same: {calls.IN_FLIGHT} users with a call in
   flight each, on {calls.CHANNELS} channels; as JSON on {calls.IN_FLIGHT} keep-alive connections of a client of a few
   lines.
-- {uploads.FLOOR}: the statement with which the service stores a batch, prepared and in binary, on one autocommitting
+- {batched.FLOOR}: the statement with which the service stores a batch, prepared and in binary, on one autocommitting
   psycopg connection, into a table like the service's in the same PostgreSQL, with fsync on. The rows are the same;
   there is no network, identity, validation or feed. Batches are encoded before time is taken, their ids are new each
   time, and each client is a user with a connection of its own.
-- {uploads.EACH}: the same batch into bench/reference_app.py, FastAPI on uvicorn with as many processes as a
+- {batched.EACH}: the same batch into bench/reference_app.py, FastAPI on uvicorn with as many processes as a
   service has, pydantic, and SQLAlchemy's async ORM on asyncpg into the same PostgreSQL. It makes the same promise, a
   receipt for each item and no bad one that sinks the rest, in the ORM's way: a savepoint for each.
-- {uploads.BULK}: the same app without that promise: one SELECT, one add_all, and one bad item sinks its batch.
+- {batched.BULK}: the same app without that promise: one SELECT, one add_all, and one bad item sinks its batch.
+- Files: {files.CHUNKS} MiB in chunks and {files.STREAMED:,} MiB in one go, random bytes that are new each time. The
+  floor of sending is one thread that hashes each MiB with sha256 and writes it in its place, without fsync; the
+  service hashes every byte twice when it comes in chunks (the chunk, the whole file) and makes it durable before it
+  answers. The floor of reading is sendfile to a socket of this machine, read there in pieces of 1 MiB.
 - Latency: {latency.USERS} users with two devices each, all connected through the edge. {latency.PUSHES} times, one
   after the other, a device pushes one change; time runs from there until the user's other device has it, so it is more
   than what lies between the commit and the other device.
@@ -75,6 +79,7 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
         starts = await _starts(home, workers) if "start" in groups else []
         pairs: list[Pair] = []
         lines: list[report.Line] = []
+        finalized: list[float] = []
         memory: dict[str, list[Usage]] = {}
         async with stack(home, workers=workers) as running:
             about = machine(running.database_url)
@@ -83,8 +88,9 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                 memory["idle"] = usage(running)
             makers: dict[str, Callable[[AsyncExitStack], Awaitable[list[Pair]]]] = {
                 "calls": lambda exit: calls.pairs(running, directory, exit),
-                "batches": lambda exit: uploads.pairs(running, directory, exit, workers=workers),
+                "batches": lambda exit: batched.pairs(running, directory, exit, workers=workers),
                 "sync": lambda exit: sync.pairs(running, exit),
+                "files": lambda exit: files.pairs(running, home, exit, finalized),
             }
             for group, make in makers.items():
                 if group in groups:
@@ -93,6 +99,8 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                         made = await make(exit)
                         await compare(made, rounds=options.rounds, seconds=options.seconds)
                     pairs += made
+            if "files" in groups:
+                lines += [files.finalizing(finalized), await files.memory(running)]
             if "latency" in groups:
                 _say("Measuring latency")
                 lines += await latency.lines(running)

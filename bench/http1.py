@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import cast
 
@@ -36,11 +36,13 @@ class Connection(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error or ConnectionResetError("the server closed the connection"))
 
-    async def send(self, request: bytes) -> bytes:
+    async def send(self, request: bytes, body: bytes = b"") -> bytes:
         """The whole answer. Raises RuntimeError when it is not 200."""
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
+        if body:
+            self._transport.write(body)
         answer = await self._answer
         if not answer.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(answer.decode(errors="replace"))
@@ -64,11 +66,19 @@ async def connections(address: str, count: int) -> AsyncIterator[list[Connection
         yield opened
 
 
-def request(verb: str, path: str, address: str, token: str, length: int | None = None) -> bytes:
-    """The head of a request, to which its JSON body of `length` bytes is appended."""
+def request(
+    verb: str,
+    path: str,
+    address: str,
+    token: str,
+    length: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> bytes:
+    """The head of a request, to which its body of `length` bytes is appended."""
     lines = [f"{verb} {path} HTTP/1.1", f"host: {address}", f"authorization: Bearer {token}"]
     if length is not None:
         lines += ["content-type: application/json", f"content-length: {length}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join([*lines, "", ""]).encode()
 
 

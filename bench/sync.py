@@ -14,9 +14,9 @@ import psycopg
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
 
 from bench import batches
+from bench.batched import FLOOR
 from bench.rounds import Measure, Pair
 from bench.stack import Stack
-from bench.uploads import FLOOR
 from bench.upsert import upsert
 from bench.wire import channels, metadata, sign_up
 
