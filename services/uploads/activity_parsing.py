@@ -40,7 +40,7 @@ class ParsingLimits:
     """Address space of a worker, in bytes."""
     workers: int = 1
     """At the same time."""
-    waiting: int = 20
+    waiting: int = 8
     """Recordings in memory until a worker is free; more are refused."""
     idle_seconds: float = 60.0
     """After which an idle worker ends."""
