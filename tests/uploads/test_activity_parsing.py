@@ -46,6 +46,9 @@ def read(data):
         print("not an answer")
         os.write(1, b"nor this")
         return summarize(Path(sys.argv[3]).read_bytes())
+    if word == b"tell":
+        Path(os.fsdecode(rest)).write_text(repr(dict(os.environ)))
+        os._exit(0)
     if word == b"eat":
         bytearray(1 << 40)
     if word == b"raise":
@@ -174,6 +177,16 @@ async def test_a_recording_that_breaks_its_worker_is_refused_for_good(word: byte
         failure = await refused(parsing, word + b" " + bytes(tmp_path / "begun"))
         assert blamed(failure) == "file: cannot be read"
         await works(parsing)
+
+
+async def test_a_worker_knows_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SATCHEL_DATABASE_URL", "postgresql://satchel:hunter2@db/satchel")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    async with activity_parsing(worker=OBEYING) as parsing:
+        await refused(parsing, b"tell " + bytes(tmp_path / "told"))
+    told = (tmp_path / "told").read_text()
+    assert "PATH" in told
+    assert "hunter2" not in told
 
 
 async def test_an_allocation_beyond_the_limit_is_refused(tmp_path: Path) -> None:
