@@ -1,4 +1,4 @@
-"""Files: chunks, a streamed PUT and a download, each beside what one process does with the same bytes and nothing more."""
+"""Files: chunks, a streamed PUT and a download, each beside what one process does with the same bytes alone."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def pairs(stack: Stack, home: Path, exit: AsyncExitStack, finalized: list[
         (put, _put(sender, long, finalized), BYTES, long_floor, 0.6),
         (
             f"Download of {STREAMED} MiB through Envoy",
-            await _download(sender, long, exit),
+            await _download(sender, long),
             COPY,
             _copied(home, long),
             0.5,
@@ -229,7 +229,7 @@ def _put(sender: Sender, film: Film, finalized: list[float]) -> Measure:
     return measure
 
 
-async def _download(sender: Sender, film: Film, exit: AsyncExitStack) -> Measure:
+async def _download(sender: Sender, film: Film) -> Measure:
     upload_id = await sender.init(film.renew())
     head = request("PUT", f"/api/v1/uploads/{upload_id}/content", sender.edge, sender.token, film.size)
     await asyncio.to_thread(_exchange, sender.edge, [head, *film.chunks])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -24,6 +25,8 @@ _BYTES_AT_ONCE: Final = 256 * 1024
 _END_SECONDS: Final = 5.0
 # The worker's own alarm is for the case that this process dies; otherwise the clock here ends it first.
 _ALARM_AFTER: Final = 5.0
+# What an interpreter needs; passwords and keys of the service are not for whoever tricks a decoder.
+_ENVIRONMENT: Final = ("PATH", "PYTHON", "LD_LIBRARY_PATH", "LANG", "LC_", "TMPDIR", "HOME")
 # Ends that come from outside: an operator's, the kernel's when memory is short. Others are the recording's doing.
 _OUTSIDE: Final = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGQUIT}
 
@@ -40,7 +43,7 @@ class ParsingLimits:
     """Address space of a worker, in bytes."""
     workers: int = 1
     """At the same time."""
-    waiting: int = 20
+    waiting: int = 8
     """Recordings in memory until a worker is free; more are refused."""
     idle_seconds: float = 60.0
     """After which an idle worker ends."""
@@ -127,7 +130,10 @@ class ActivityParsing:
     async def _started(self) -> _Worker:
         limits = self._limits
         arguments = str(limits.memory), str(limits.seconds + _ALARM_AFTER)
-        process = await asyncio.create_subprocess_exec(*self._command, *arguments, stdin=PIPE, stdout=PIPE)
+        environment = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
+        process = await asyncio.create_subprocess_exec(
+            *self._command, *arguments, stdin=PIPE, stdout=PIPE, env=environment
+        )
         worker = _Worker(process)
         self._workers.add(worker)
         try:
