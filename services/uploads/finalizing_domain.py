@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from runtime.call import Principal
 from runtime.clock import format_time
@@ -57,6 +57,7 @@ class Finalizer:
         look: Callable[[], None],
         *,
         now: Callable[[], datetime],
+        new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         """`tell` adds to the outbox inside a transaction, `look` says that there is something in it."""
         self._store = store
@@ -66,6 +67,7 @@ class Finalizer:
         self._tell = tell
         self._look = look
         self._now = now
+        self._new_id = new_id
         self._running: dict[UUID, asyncio.Task[Upload]] = {}
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
 
@@ -108,10 +110,10 @@ class Finalizer:
                 upload = self._given(held)
                 if upload.status == "completed":
                     return upload
-                refusal = await self._refusal(upload)
+                source, refusal = await self._checked(upload)
                 if refusal is None:
                     now = self._now()
-                    await kept(self._blobs.assemble(id, id, upload.chunks, upload.total_size))
+                    await kept(self._blobs.assemble(source.id, id, upload.chunks, upload.total_size))
                     await held.end("completed", now)
                     await self._tell(
                         held.connection,
@@ -124,8 +126,11 @@ class Finalizer:
                     )
                 else:
                     await held.end("failed", self._now())
+        if refusal is not None or source.id != id:
+            with suppress(BlobError):  # what stays is swept away
+                await self._blobs.discard(id)
+                await self._blobs.discard(source.id)
         if refusal is not None:
-            await kept(self._blobs.discard(id))
             raise refusal
         self._look()
         return upload
@@ -136,20 +141,35 @@ class Finalizer:
         check_alive(held.upload, self._now())
         return held.upload
 
-    async def _refusal(self, upload: Upload) -> Failure | None:
-        """Why the bytes that are stored are not the file that was announced; None: they are."""
+    async def _checked(self, upload: Upload) -> tuple[Upload, Failure | None]:
+        """Where the bytes are, and why they are not the file that was announced; None: they are."""
         try:
             if await self._blobs.size(upload.id) == upload.total_size:
-                return None  # they were found to be, and it died before it could say so
-            if await self._digests.whole(upload) != upload.file_hash:
-                return Failure(Reason.FILE_CHECKSUM, violations=[Violation("file_hash", "MISMATCH")])
-            head = await self._blobs.read_chunk(upload.id, 0, 0, min(HEAD_BYTES, upload.size_of(0)))
+                return upload, None  # they were found to be, and it died before it could say so
+            source = await self._apart(upload) if upload.contested else upload
+            if await self._digests.whole(source) != upload.file_hash:
+                return source, Failure(Reason.FILE_CHECKSUM, violations=[Violation("file_hash", "MISMATCH")])
+            head = await self._blobs.read_chunk(source.id, 0, 0, min(HEAD_BYTES, upload.size_of(0)))
         except BlobError as error:
             logger().warning("an upload cannot be read", upload=upload.id, error=str(error))
             raise Failure(Reason.UNAVAILABLE, retry_after=PAUSE) from None
         if not fits(upload.mime_type, head):
-            return invalid("mime_type", "is not what the file holds", "MISMATCH")
-        return None
+            return source, invalid("mime_type", "is not what the file holds", "MISMATCH")
+        return source, None
+
+    async def _apart(self, upload: Upload) -> Upload:
+        """A contested upload's bytes as they are now, where a sender who comes too late cannot write to them.
+
+        Who had a chunk taken over may still be writing it: after it was read, and even after it has become a file.
+        Raises BlobError.
+        """
+        apart = replace(upload, id=self._new_id())
+        for index in range(upload.chunks):
+            offset = index * upload.chunk_size
+            data = await self._blobs.read_chunk(upload.id, index, offset, upload.size_of(index))
+            await self._blobs.write_chunk(apart.id, index, offset, data)
+        self._digests.forget(upload.id)
+        return apart
 
     def _record(self, upload: Upload, now: datetime) -> dict[str, object]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
@@ -170,7 +171,7 @@ class Uploads:
         filename = clean_name(asked.filename)
         if not asked.total_size:
             raise missing("total_size")
-        if asked.total_size < 1 or asked.total_size != int(asked.total_size):
+        if not math.isfinite(asked.total_size) or asked.total_size < 1 or asked.total_size != int(asked.total_size):
             raise invalid("total_size", "must be a whole number of bytes from 1")
         if not asked.mime_type:
             raise missing("mime_type")
@@ -207,9 +208,14 @@ class Uploads:
 
     async def status(self, caller: Principal, upload_id: str) -> Status:
         """What is stored of an upload. Raises Failure as `find`."""
-        upload = await self.find(caller, upload_id)
-        stored = await self._store.stored(upload.id) if upload.status == "active" else list(range(upload.chunks))
-        return Status(upload=upload, stored=stored)
+        return await self.standing(await self.find(caller, upload_id))
+
+    async def standing(self, upload: Upload) -> Status:
+        """What is stored of an upload that was found a moment ago. Raises Failure as `find`."""
+        stored = await self._store.stored(upload.id)
+        if not stored and upload.status == "active":  # it may have ended since, and its chunks are forgotten
+            upload = alive(await self._store.find(upload.id), self._now())
+        return Status(upload=upload, stored=stored if upload.status == "active" else range(upload.chunks))
 
     async def chunk(self, upload: Upload, index: int, data: bytes, checksum: str) -> Progress:
         """Stores one chunk; the same chunk again is harmless.
@@ -234,30 +240,29 @@ class Uploads:
 
     async def _stored_before(self, upload: Upload, index: int, digest: bytes) -> Progress:
         chunk = await self._store.chunk(upload.id, index)
-        if chunk is None:  # it has ended, one way or the other
-            return await self._ended(upload)
-        if len(chunk.claim) == len(digest) and chunk.claim != digest:
+        if chunk is not None and len(chunk.claim) == len(digest) and chunk.claim != digest:
             raise Failure(
                 Reason.CHUNK_CHECKSUM, "Other bytes are stored under this index; cancel the upload and start a new one."
             )
-        return Progress(stored=await self._store.count(upload.id), chunks=upload.chunks)
+        return (await self.standing(upload)).progress
 
     async def _overtaken(self, upload: Upload, index: int, digest: bytes) -> Progress:
-        """Somebody else has claimed the chunk since, or ended the upload."""
+        """The bytes are written and do not count: somebody else has claimed the chunk since, or ended the upload."""
+        await self.clear(upload.id)
         chunk = await self._store.chunk(upload.id, index)
-        if chunk is None:
-            return await self._ended(upload)
-        raise Failure(Reason.UNAVAILABLE, "Another call sends other bytes for this chunk.", retry_after=1)
+        if chunk is not None and not (chunk.stored and chunk.claim == digest):
+            raise Failure(Reason.UNAVAILABLE, "Another call sends other bytes for this chunk.", retry_after=1)
+        return (await self.standing(upload)).progress
 
-    async def _ended(self, upload: Upload) -> Progress:
-        """Every chunk of a file is stored; of anything else nothing must be left."""
-        now = await self._store.find(upload.id)
-        if now is None or now.status not in ("active", "assembling", "completed"):
-            await kept(self._blobs.discard(upload.id))
-        if now is None or now.status == "active":
-            raise Failure(Reason.UNAVAILABLE, retry_after=1)
-        check_alive(now, self._now())
-        return Progress(stored=upload.chunks, chunks=upload.chunks)
+    async def clear(self, id: UUID) -> None:
+        """After a write that does not count: removes what it has left of an upload that has ended meanwhile.
+
+        Raises Failure(UNAVAILABLE).
+        """
+        async with self._store.hold(id) as held:  # who puts it together is waited for
+            over = held.upload is None or held.upload.status not in ("active", "assembling")
+        if over:
+            await kept(self._blobs.discard(id))
 
     async def cancel(self, caller: Principal, upload_id: str) -> None:
         """Ends an upload and removes what is stored of it. Raises Failure: UPLOAD_COMPLETED, and as `find`."""
@@ -278,10 +283,15 @@ class Uploads:
 
 def own(upload: Upload | None, caller: Principal, now: datetime) -> Upload:
     """The upload again. Raises Failure: UPLOAD_NOT_FOUND, UPLOAD_FORBIDDEN, UPLOAD_EXPIRED."""
+    if upload is not None and upload.user_id != caller.user_id:
+        raise Failure(Reason.UPLOAD_FORBIDDEN)
+    return alive(upload, now)
+
+
+def alive(upload: Upload | None, now: datetime) -> Upload:
+    """The upload again. Raises Failure: UPLOAD_NOT_FOUND, UPLOAD_EXPIRED."""
     if upload is None:
         raise Failure(Reason.UPLOAD_NOT_FOUND)
-    if upload.user_id != caller.user_id:
-        raise Failure(Reason.UPLOAD_FORBIDDEN)
     check_alive(upload, now)
     return upload
 
@@ -334,4 +344,6 @@ def clean_name(text: str) -> str:
     name = "".join(one for one in last if unicodedata.category(one)[0] != "C").strip(" .")
     if not name:
         raise invalid("filename", "is no name of a file", "INVALID_FORMAT")
+    if len(name) > MAX_NAME_CHARS:  # there are characters that the normal form writes as several
+        raise invalid("filename", f"is longer than {MAX_NAME_CHARS} characters", "TOO_LONG")
     return name

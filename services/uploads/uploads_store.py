@@ -39,13 +39,14 @@ _PROLONG: Final = """
 _FIND: Final = f"SELECT {_UPLOAD} FROM uploads.uploads WHERE id = %b"  # noqa: S608  # of constants
 _HOLD: Final = _FIND + " FOR UPDATE"
 # Whoever claims a chunk after somebody else who has not stored it takes it over; with other bytes that makes the upload
-# contested, and its file is then read from the store before it is believed.
+# contested, and its file is then read from the store before it is believed. The row's lock is waited for here, and not
+# when the new row looks for its upload: by then that may have ended.
 _CLAIM: Final = """
-    WITH claimed AS (
+    WITH alive AS (SELECT id FROM uploads.uploads WHERE id = %b AND status = 'active' FOR KEY SHARE),
+    claimed AS (
         INSERT INTO uploads.chunks AS known (upload_id, index, claim, stored)
-        SELECT uploads.id, wanted.index, %b, false
-        FROM uploads.uploads, unnest(%b::int4[]) AS wanted (index)
-        WHERE uploads.id = %b AND status = 'active' ORDER BY wanted.index
+        SELECT alive.id, wanted.index, %b, false
+        FROM alive, unnest(%b::int4[]) AS wanted (index) ORDER BY wanted.index
         ON CONFLICT (upload_id, index) DO UPDATE SET claim = excluded.claim WHERE NOT known.stored
         RETURNING index, old.claim <> new.claim AS taken_over),
     contested AS (
@@ -153,7 +154,7 @@ class UploadStore:
         Of an upload that is not active, none is.
         """
         async with self._database.statements() as statements:
-            cursor = await statements.connection.execute(_CLAIM, [claim, Integers(indexes), id, id], prepare=True)
+            cursor = await statements.connection.execute(_CLAIM, [id, claim, Integers(indexes), id], prepare=True)
             return {row["index"] for row in await cursor.fetchall()}
 
     async def store(self, id: UUID, claim: bytes, indexes: Sequence[int]) -> tuple[int, int]:
