@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import UUID
 
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from services.uploads.uploads_domain import Upload
 
 THREADS: Final = 4
+# Beside chunks that somebody waits for, the hash of the whole is computed when there is nothing else to do.
+NICE: Final = 19
 # Uploads whose hash is kept as far as it goes; of others the file is read when it is finalized.
 MAX_RUNNING: Final = 1000
 # Chunks that wait in memory for those before them; others are read from the store when it is their turn.
@@ -39,6 +45,14 @@ class _Running:
         """Chunks that are stored, from `next` on, as far as this process knows."""
         self.held: dict[int, bytes] = {}
         self.task: asyncio.Task[None] | None = None
+        self.stopping = False
+        self.advanced = asyncio.Event()
+        """Set, and forgotten, whenever `next` moves or the task ends."""
+
+    def move(self) -> None:
+        """Wakes whoever waits for it to advance."""
+        self.advanced.set()
+        self.advanced = asyncio.Event()
 
 
 class Digests:
@@ -48,17 +62,22 @@ class Digests:
     after a crash nothing of it is believed, because nothing of it is there.
     """
 
-    def __init__(self, blobs: Blobs, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, blobs: Blobs, pool: ThreadPoolExecutor, idle_pool: ThreadPoolExecutor) -> None:
+        """`idle_pool` has threads that step back behind all others."""
         self._blobs = blobs
         self._pool = pool
+        self._idle_pool = idle_pool
         self._running: OrderedDict[UUID, _Running] = OrderedDict()
 
     async def of(self, data: bytes) -> bytes:
         """The sha256 of some bytes."""
-        return await self._run(lambda: hashlib.sha256(data).digest())
+        return await self._run(self._pool, lambda: hashlib.sha256(data).digest())
 
-    def stored(self, upload: Upload, index: int, data: bytes) -> None:
-        """The bytes of a chunk are in the store; goes on with the hash of the whole as far as it can."""
+    def stored(self, upload: Upload, index: int, data: bytes, *, checked: bool = True) -> None:
+        """The bytes of a chunk are in the store; goes on with the hash of the whole as far as it can.
+
+        `checked`: they were compared with a hash of their own, so that the one of the whole may wait.
+        """
         running = self._running.get(upload.id)
         if running is None:
             running = self._running[upload.id] = _Running()
@@ -70,7 +89,16 @@ class Digests:
         if index < running.next + MAX_AHEAD and sum(len(one.held) for one in self._busy()) < MAX_HELD:
             running.held[index] = data
         if running.next in running.ready and (running.task is None or running.task.done()):
-            running.task = asyncio.create_task(self._go_on(upload, running), name="hash an upload")
+            pool = self._idle_pool if checked else self._pool
+            running.task = asyncio.create_task(self._go_on(upload, running, pool), name="hash an upload")
+
+    async def caught_up(self, upload: Upload) -> None:
+        """Waits until not much is left to hash of what was stored in order."""
+        running = self._running.get(upload.id)
+        while running is not None and running.task is not None and len(running.ready) > MAX_AHEAD:
+            if running.task.done():
+                return
+            await running.advanced.wait()
 
     async def whole(self, upload: Upload) -> bytes:
         """The sha256 of an upload that is all there; what was not hashed on its way is read from the store.
@@ -79,12 +107,14 @@ class Digests:
         """
         running = self._running.pop(upload.id, None)
         if running is not None and running.task is not None:
+            running.stopping = True  # its turn would come when there is nothing else to do
             await asyncio.wait({running.task})
+            running.stopping = False
         if running is None or upload.contested:
             running = _Running()
         running.ready = set(range(running.next, upload.chunks))
         running.held.clear()
-        await self._advance(upload, running)
+        await self._advance(upload, running, self._pool)
         return running.sha256.digest()
 
     def forget(self, upload_id: UUID) -> None:
@@ -100,25 +130,28 @@ class Digests:
         while len(self._running) > MAX_RUNNING:
             self.forget(next(iter(self._running)))
 
-    async def _go_on(self, upload: Upload, running: _Running) -> None:
+    async def _go_on(self, upload: Upload, running: _Running, pool: ThreadPoolExecutor) -> None:
         try:
-            await self._advance(upload, running)
+            await self._advance(upload, running, pool)
         except BlobError as error:
             logger().warning("a hash is left to the end of its upload", upload=upload.id, error=str(error))
             self._running.pop(upload.id, None)
+        finally:
+            running.move()
 
-    async def _advance(self, upload: Upload, running: _Running) -> None:
+    async def _advance(self, upload: Upload, running: _Running, pool: ThreadPoolExecutor) -> None:
         """Hashes chunk after chunk; while one is hashed the next one is read."""
         ahead: asyncio.Task[bytes] | None = None
         try:
-            while running.next in running.ready:
+            while running.next in running.ready and not running.stopping:
                 index = running.next
                 data = running.held.pop(index, None) or await (ahead or self._read(upload, index))
                 following = index + 1 in running.ready and index + 1 not in running.held
                 ahead = asyncio.create_task(self._read(upload, index + 1)) if following else None
-                await self._run(lambda data=data: running.sha256.update(data))  # type: ignore[misc]
+                await self._run(pool, partial(running.sha256.update, data))
                 running.ready.discard(index)
                 running.next += 1
+                running.move()
         finally:
             if ahead is not None:
                 ahead.cancel()
@@ -126,18 +159,26 @@ class Digests:
     async def _read(self, upload: Upload, index: int) -> bytes:
         return await self._blobs.read_chunk(upload.id, index, index * upload.chunk_size, upload.size_of(index))
 
-    async def _run(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+    async def _run(self, pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, function)
 
 
 @contextmanager
 def hashing(blobs: Blobs) -> Iterator[Digests]:
     """Digests for as long as the block runs."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="hash")
-    digests = Digests(blobs, pool)
+    idle_pool = ThreadPoolExecutor(1, thread_name_prefix="hash-idle", initializer=_step_back)
+    digests = Digests(blobs, pool, idle_pool)
     try:
         yield digests
     finally:
         for upload_id in list(digests._running):
             digests.forget(upload_id)
-        pool.shutdown(wait=True, cancel_futures=True)
+        for one in (pool, idle_pool):
+            one.shutdown(wait=True, cancel_futures=True)
+
+
+def _step_back() -> None:
+    """On Linux a priority is a thread's own; elsewhere it is the process's, and stays."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

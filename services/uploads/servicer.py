@@ -52,7 +52,7 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         return convert.init_response(upload, self._finalizer.receipt_of(upload))
 
     async def UploadChunk(self, request: pb.UploadChunkRequest, context: Context) -> pb.UploadChunkResponse:
-        upload = await self._uploads.find(principal(), request.upload_id)
+        upload = await self._uploads.taking(principal(), request.upload_id)
         checksum = header("x-chunk-checksum") or request.checksum
         progress = await self._uploads.chunk(upload, request.chunk_index, request.content.data, checksum)
         return convert.chunk_response(request.chunk_index, progress)

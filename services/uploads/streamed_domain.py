@@ -157,8 +157,11 @@ class _Taking:
     async def _put(self, index: int, data: bytes) -> None:
         if index >= self._asked:
             self._asked = min(index + WINDOW, self._upload.chunks)
-            self._claimed = await self._store.claim(self._upload.id, self._claim, range(index, self._asked))
+            self._claimed = await self._store.claim(
+                self._upload.id, self._claim, range(index, self._asked), self._uploads.now()
+            )
         if index in self._claimed:  # the others are stored
+            await self._digests.caught_up(self._upload)
             await self._several.add(self._write(index, data))
 
     async def _write(self, index: int, data: bytes) -> None:
@@ -166,6 +169,6 @@ class _Taking:
         await kept(self._blobs.write_chunk(upload.id, index, index * upload.chunk_size, data))
         marked, _ = await self._store.store(upload.id, self._claim, [index])
         if marked:
-            self._digests.stored(upload, index, data)
+            self._digests.stored(upload, index, data, checked=False)
         else:
             self._overtaken = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from services.uploads.digests import Digests
     from services.uploads.uploads_store import UploadStore
 
+MAX_KNOWN: Final = 10_000
 MAX_NAME_CHARS: Final = 255
 # Seconds after which a phone that found the store away, or full, may try again.
 STORE_PAUSE: Final = 2.0
@@ -147,15 +149,16 @@ class Uploads:
         self._blobs = blobs
         self._digests = digests
         self._limits = limits
-        self._now = now
+        self.now: Final = now
         self._new_id = new_id
+        self._known: OrderedDict[str, Upload] = OrderedDict()
 
     async def start(self, caller: Principal, asked: Asked) -> Upload:
         """A new upload, the living one that was started with the same words, or the one the file came in by before.
 
         Raises Failure: FIELD_MISSING, FIELD_INVALID, TOO_LARGE, TIER_LIMIT.
         """
-        now = self._now()
+        now = self.now()
         until = now + timedelta(seconds=self._limits.expires_after_seconds)
         wanted = self._upload(caller, asked, now, until)
         async with self._store.start(caller.user_id) as starting:
@@ -204,7 +207,21 @@ class Uploads:
 
     async def find(self, caller: Principal, upload_id: str) -> Upload:
         """An upload of the caller. Raises Failure: UPLOAD_NOT_FOUND, UPLOAD_FORBIDDEN, UPLOAD_EXPIRED."""
-        return own(await self._store.find(parse_upload_id(upload_id)), caller, self._now())
+        return own(await self._store.find(parse_upload_id(upload_id)), caller, self.now())
+
+    async def taking(self, caller: Principal, upload_id: str) -> Upload:
+        """As `find`, for somebody who sends chunks, whose claims tell whether any are still taken.
+
+        From memory: of an active upload nothing else changes but the time that it has, and that only grows.
+        """
+        known = self._known.get(upload_id)
+        if known is None or known.user_id != caller.user_id or known.expire_time <= self.now():
+            known = await self.find(caller, upload_id)
+            if known.status == "active":
+                self._known[upload_id] = known
+                if len(self._known) > MAX_KNOWN:
+                    self._known.popitem(last=False)
+        return known
 
     async def status(self, caller: Principal, upload_id: str) -> Status:
         """What is stored of an upload. Raises Failure as `find`."""
@@ -214,7 +231,7 @@ class Uploads:
         """What is stored of an upload that was found a moment ago. Raises Failure as `find`."""
         stored = await self._store.stored(upload.id)
         if not stored and upload.status == "active":  # it may have ended since, and its chunks are forgotten
-            upload = alive(await self._store.find(upload.id), self._now())
+            upload = alive(await self._store.find(upload.id), self.now())
         return Status(upload=upload, stored=stored if upload.status == "active" else range(upload.chunks))
 
     async def chunk(self, upload: Upload, index: int, data: bytes, checksum: str) -> Progress:
@@ -229,7 +246,7 @@ class Uploads:
             raise invalid("content", f"must have {upload.size_of(index)} bytes, and has {len(data)}")
         if await self._digests.of(data) != digest:
             raise Failure(Reason.CHUNK_CHECKSUM)
-        if index not in await self._store.claim(upload.id, digest, [index]):
+        if index not in await self._store.claim(upload.id, digest, [index], self.now()):
             return await self._stored_before(upload, index, digest)
         await kept(self._blobs.write_chunk(upload.id, index, index * upload.chunk_size, data))
         marked, stored = await self._store.store(upload.id, digest, [index])
@@ -240,7 +257,11 @@ class Uploads:
 
     async def _stored_before(self, upload: Upload, index: int, digest: bytes) -> Progress:
         chunk = await self._store.chunk(upload.id, index)
-        if chunk is not None and len(chunk.claim) == len(digest) and chunk.claim != digest:
+        if chunk is None or not chunk.stored:  # it takes no chunks any more
+            upload = alive(await self._store.find(upload.id), self.now())
+            if upload.status == "active":
+                raise Failure(Reason.UNAVAILABLE, retry_after=1)
+        elif len(chunk.claim) == len(digest) and chunk.claim != digest:
             raise Failure(
                 Reason.CHUNK_CHECKSUM, "Other bytes are stored under this index; cancel the upload and start a new one."
             )
@@ -275,8 +296,8 @@ class Uploads:
             if upload.status == "completed":
                 raise Failure(Reason.UPLOAD_COMPLETED)
             if upload.status != "cancelled":
-                check_alive(upload, self._now())
-                await held.end("cancelled", self._now())
+                check_alive(upload, self.now())
+                await held.end("cancelled", self.now())
         self._digests.forget(upload.id)
         await kept(self._blobs.discard(upload.id))
 

@@ -42,7 +42,10 @@ _HOLD: Final = _FIND + " FOR UPDATE"
 # contested, and its file is then read from the store before it is believed. The row's lock is waited for here, and not
 # when the new row looks for its upload: by then that may have ended.
 _CLAIM: Final = """
-    WITH alive AS (SELECT id FROM uploads.uploads WHERE id = %b AND status = 'active' FOR KEY SHARE),
+    WITH relaxed AS (SELECT set_config('synchronous_commit', 'off', true)),
+    alive AS (
+        SELECT id FROM uploads.uploads, relaxed WHERE id = %b AND status = 'active' AND expire_time > %b
+        FOR KEY SHARE OF uploads),
     claimed AS (
         INSERT INTO uploads.chunks AS known (upload_id, index, claim, stored)
         SELECT alive.id, wanted.index, %b, false
@@ -148,13 +151,14 @@ class UploadStore:
             upload = await _one(transaction.connection, _EXPIRED, [active, assembling])
             yield HeldUpload(transaction.connection, upload)
 
-    async def claim(self, id: UUID, claim: bytes, indexes: Sequence[int]) -> set[int]:
+    async def claim(self, id: UUID, claim: bytes, indexes: Sequence[int], now: datetime) -> set[int]:
         """Announces that the bytes of these chunks will be written; returns those that are not stored already.
 
-        Of an upload that is not active, none is.
+        Of an upload that is not active, or whose time is over, none is. A claim need not outlive a crash: whoever comes
+        with the bytes then claims them anew.
         """
         async with self._database.statements() as statements:
-            cursor = await statements.connection.execute(_CLAIM, [id, claim, Integers(indexes), id], prepare=True)
+            cursor = await statements.connection.execute(_CLAIM, [id, now, claim, Integers(indexes), id], prepare=True)
             return {row["index"] for row in await cursor.fetchall()}
 
     async def store(self, id: UUID, claim: bytes, indexes: Sequence[int]) -> tuple[int, int]:
