@@ -114,7 +114,13 @@ def change(**given: Any) -> dict[str, Any]:
 
 def filled(path: str, **given: str) -> str:
     """A path of the contract with its variables filled in: what is given, or something that is like it."""
-    values = {"id": str(uuid4()), "conflict_id": str(uuid4()), "tenant_id": "1", "domain": "journal", **given}
+    values = {
+        **{name: str(uuid4()) for name in ("id", "conflict_id", "upload_id", "file_id", "name")},
+        "tenant_id": "1",
+        "domain": "journal",
+        "chunk_index": "0",
+        **given,
+    }
     for name, value in values.items():
         path = path.replace(f"{{{name}}}", value)
     return path

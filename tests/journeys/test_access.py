@@ -48,6 +48,8 @@ USERS = {
 }
 ADMINS = {**USERS, "user": "FORBIDDEN"}
 SERVICES = {**USERS, "user": "FORBIDDEN", "admin": "FORBIDDEN", "service": ""}
+# Open to whoever has a signed link, which these callers have not.
+LINKED = {**USERS}
 
 # The reason that each kind of caller is refused with; empty: the caller is let in. A new rpc is added here by hand.
 EXPECTED = {
@@ -92,10 +94,24 @@ EXPECTED = {
     "/satchel.sessions.v1.SyncService/EraseUser": SERVICES,
     "/satchel.sessions.v1.SyncService/StoreRecords": SERVICES,
     "/satchel.uploads.v1.UploadService/GetUploadLimits": USERS,
+    "/satchel.uploads.v1.UploadService/InitUpload": USERS,
+    "/satchel.uploads.v1.UploadService/UploadChunk": USERS,
+    "/satchel.uploads.v1.UploadService/UploadChunks": USERS,
+    "/satchel.uploads.v1.UploadService/UploadContent": USERS,
+    "/satchel.uploads.v1.UploadService/GetUploadStatus": USERS,
+    "/satchel.uploads.v1.UploadService/FinalizeUpload": USERS,
+    "/satchel.uploads.v1.UploadService/CancelUpload": USERS,
+    "/satchel.uploads.v1.UploadService/GetFile": LINKED,
+    "/satchel.uploads.v1.UploadService/HeadFile": LINKED,
+    "/satchel.uploads.v1.UploadService/CreateSignedUrl": USERS,
+    "/satchel.uploads.v1.UploadService/ListFiles": USERS,
+    "/satchel.uploads.v1.UploadService/DeleteFile": USERS,
+    "/satchel.uploads.v1.UploadService/EraseUserFiles": SERVICES,
     "/satchel.health.v1.HealthService/CheckMesh": OPEN,
 }
 ACCESS = {
     options.ACCESS_PUBLIC: OPEN,
+    options.ACCESS_OPTIONAL: LINKED,
     options.ACCESS_USER: USERS,
     options.ACCESS_ADMIN: ADMINS,
     options.ACCESS_SERVICE: SERVICES,
@@ -144,12 +160,28 @@ def request_for(method: str) -> Message:
             "validate_only": True,
         },
         "ResolveConflict": {"conflict_id": str(uuid4()), "resolution": "accept_server"},
+        "InitUpload": {
+            "filename": "a.txt",
+            "total_size": 1,
+            "mime_type": "text/plain",
+            "file_hash": "ab" * 32,
+        },
+        "UploadChunk": {"upload_id": str(uuid4()), "checksum": "ab" * 32},
+        **{
+            name: {"upload_id": str(uuid4())}
+            for name in ("UploadChunks", "UploadContent", "GetUploadStatus", "FinalizeUpload", "CancelUpload")
+        },
+        **{name: {"file_id": str(uuid4())} for name in ("CreateSignedUrl", "DeleteFile")},
+        **{name: {"name": f"{uuid4()}.txt"} for name in ("GetFile", "HeadFile")},
+        "EraseUserFiles": {"user_id": str(uuid4())},
     }.get(method.rpartition("/")[2], {})
     return json_format.ParseDict(content, request)
 
 
 # What a caller who was let in may be told, for requests about nothing.
-LET_IN = {"", "FIELD_MISSING", "SESSION_NOT_FOUND", "NOT_FOUND", "MALFORMED_REQUEST", "TIER_LIMIT"}
+LET_IN = {
+    *("", "FIELD_MISSING", "SESSION_NOT_FOUND", "NOT_FOUND", "UPLOAD_NOT_FOUND", "MALFORMED_REQUEST", "TIER_LIMIT"),
+}
 
 
 @dataclass(frozen=True)
@@ -266,7 +298,10 @@ class TestEveryRpc:
     async def test_over_rest(self, edge: Edge, callers: Callers, policy: Policy, rule: HttpRule, caller: str) -> None:
         header = await callers.header(edge, policy.method, caller)
         headers = {"authorization": header} if header else {}
-        content = json_format.MessageToJson(request_for(policy.method)) if rule.verb != "GET" else None
+        if rule.verb == "HEAD":
+            headers["connection"] = "close"  # test_upload_refusals.py looks at what comes behind such an answer
+        reads = rule.verb in ("GET", "HEAD")
+        content = None if reads else json_format.MessageToJson(request_for(policy.method))
         answer = await edge.http.request(rule.verb, filled(rule.path), headers=headers, content=content)
         expected = EXPECTED[policy.method][caller]
         if not expected:
@@ -276,6 +311,9 @@ class TestEveryRpc:
             return
         status = STATUS[expected][1]
         assert answer.status_code == status, answer.text
+        if rule.verb == "HEAD":
+            assert answer.content == b""
+            return
         if policy.dialect == options.DIALECT_DETAIL:
             assert answer.json().keys() == {"detail"}
             return
@@ -293,6 +331,39 @@ class TestEveryRpc:
             headers = {"authorization": callers.headers["service"]}
             answer = await edge.http.post(method, json={}, headers=headers)
             assert answer.status_code == 404
+
+
+class TestFiles:
+    """Uploads and files of one user are nothing to another, by whatever door."""
+
+    async def test_what_names_an_upload_refuses_everybody_else(
+        self, edge: Edge, channel: grpc.aio.Channel, callers: Callers
+    ) -> None:
+        owner, other = await edge.phone(), await edge.phone()
+        asked_for = {"filename": "a.txt", "total_size": 3, "mime_type": "text/plain", "file_hash": "ab" * 32}
+        upload_id = (await owner.call("POST", "/api/v1/uploads/init", json=asked_for)).json()["upload_id"]
+        named = [
+            policy for policy in OURS.values() if "upload_id" in DESCRIPTORS[policy.method].input_type.fields_by_name
+        ]
+        assert len(named) == 6
+        for policy in named:
+            request = json_format.ParseDict(
+                {"upload_id": upload_id}, GetMessageClass(DESCRIPTORS[policy.method].input_type)()
+            )
+            assert (await asked(channel, policy.method, request, other.metadata))[1] == "UPLOAD_FORBIDDEN"
+            for rule in policy.http:
+                for header in (f"Bearer {other.access_token}", callers.headers["admin"]):
+                    path = filled(rule.path, upload_id=upload_id)
+                    answer = await edge.http.request(rule.verb, path, headers={"authorization": header})
+                    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "UPLOAD_001"), rule
+        status = await owner.call("GET", f"/api/v1/uploads/{upload_id}/status")
+        assert status.json()["status"] == "active"
+
+    async def test_the_same_file_of_two_phones_is_two_files(self, edge: Edge) -> None:
+        a, b = await edge.phone(), await edge.phone()
+        asked_for = {"filename": "a.txt", "total_size": 3, "mime_type": "text/plain", "file_hash": "ab" * 32}
+        begun = [(await phone.call("POST", "/api/v1/uploads/init", json=asked_for)).json() for phone in (a, b, a)]
+        assert begun[0]["upload_id"] == begun[2]["upload_id"] != begun[1]["upload_id"]
 
 
 class TestTwoUsers:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from satchel.auth.v1 import auth_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import device_sessions_pb2, exercise_sessions_pb2, puzzle_sessions_pb2, stats_pb2, sync_pb2
+from satchel.uploads.v1 import uploads_pb2
 
 from runtime.call import Principal
 from runtime.contract import Policy, policies
@@ -181,7 +182,40 @@ BODIES = {
             "client_data": Field(NOT_AN_OBJECT),
         },
     ),
+    "InitUpload": Body(
+        lambda: {"filename": "a.txt", "total_size": 3, "mime_type": "text/plain", "file_hash": "ab" * 32},
+        uploads_pb2.InitUploadRequest,
+        {
+            "filename": Field(
+                (*NOT_A_STRING, *texts("x" * 256, "/", "a/", "...", " . ", "\0", "\u202e", "..\\..\\", "\u0958" * 255)),
+                True,
+            ),
+            "total_size": Field(
+                (
+                    *(one for one in NOT_A_NUMBER if "N" not in one and "I" not in one),
+                    *texts("NaN", "Infinity", "-Infinity", -1, 1.5, 0.1, -(10**30)),
+                ),
+                True,
+            ),
+            "mime_type": Field(
+                (
+                    *NOT_A_STRING,
+                    *NUL,
+                    *texts("image", "image/gif", "text/plain; charset=utf-8", " text/plain", "x" * 10_000),
+                ),
+                True,
+            ),
+            "file_hash": Field((*NOT_A_STRING, *NUL, *texts("ab", "g" * 64, "ab" * 33, "\u0663" * 64, " " * 64)), True),
+        },
+    ),
+    "CreateSignedUrl": Body(
+        lambda: {"expires_in_seconds": 60},
+        uploads_pb2.CreateSignedUrlRequest,
+        {"file_id": Field(NOT_A_STRING), "expires_in_seconds": whole(-1, 604_801)},
+    ),
 }
+# What they hold may be left out as a whole.
+MAY_BE_EMPTY = ("SignOut", "CreateSignedUrl")
 
 
 @dataclass(frozen=True)
@@ -315,6 +349,14 @@ PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "GetPolicy": {"tenant_id": ("x", "1.5", "true", "99999999999")},
     "ListConflicts": {"tenant_id": ("x", "", "1.5", "99999999999", "%00"), "since": SINCE, **BAD_PAGES},
+    "UploadChunk": {"chunk_index": ("x", "1.5", "true", "99999999999", "%20")},
+    "UploadContent": {},
+    "GetUploadStatus": {},
+    "FinalizeUpload": {},
+    "CancelUpload": {},
+    "ListFiles": BAD_PAGES,
+    "DeleteFile": {},
+    "GetFile": {"expires": tuple(f"{bad}&signature=x" for bad in ("", "x", "-1", "1.5", "9" * 13, "%D9%A1", "%00"))},
 }
 # Doors whose cases stand with the rest of what is known of them: they answer in another form, or to administrators.
 ELSEWHERE = {
@@ -323,6 +365,7 @@ ELSEWHERE = {
     "ListHealthMetrics": "test_metrics_and_plans.py",
     "CreateWorkoutPlan": "test_metrics_and_plans.py",
     "GetWorkoutPlan": "test_metrics_and_plans.py",
+    "HeadFile": "test_upload_refusals.py",
 }
 
 # Bodies that are no JSON object at all, or none that anybody can read.
@@ -366,6 +409,7 @@ async def stored(phone: Phone) -> list[Any]:
             "/api/v1/sync/pull?limit=1000",
             "/api/v1/sync/conflicts",
             "/api/v1/sync/policies/1/journal",
+            "/api/v1/files",
         )
     ]
     assert [answer.status_code for answer in answers] == [200] * len(answers), "it no longer answers"
@@ -507,7 +551,7 @@ class TestDocuments:
         wrong.check("what is stored", same(await stored(tester), before))
         wrong.none()
 
-    @pytest.mark.parametrize("rpc", [rpc for rpc in [*BODIES, *BATCHES] if rpc != "SignOut"])
+    @pytest.mark.parametrize("rpc", [rpc for rpc in [*BODIES, *BATCHES] if rpc not in MAY_BE_EMPTY])
     async def test_an_empty_body_is_refused(self, tester: Phone, rpc: str) -> None:
         policy, verb, path = door(rpc)
         for content in (b"", b"   ", b"{}"):
@@ -699,7 +743,7 @@ class TestParameters:
         for value in PARAMETERS[rpc][name]:
             path, query = policy.http[0].path, f"?{name}={value}"
             url = filled(path, **{name: value}) + ("" if f"{{{name}}}" in path else query)
-            answer = await tester.call("GET", url)
+            answer = await tester.call(policy.http[0].verb, url)
 
             def named(answer: httpx.Response = answer) -> None:
                 error = error_of(answer, code=INVALID[policy.dialect])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -100,6 +101,21 @@ class TestLimits:
         for path in ("/v1/auth/me", "/users/me/stats"):
             assert (await phone.call("GET", path)).status_code == 200, "each rpc is counted by itself"
 
+    async def test_ten_uploads_are_started_a_minute_by_a_user_and_chunks_are_counted_by_themselves(
+        self, own_edge: Start, own_redis: Any
+    ) -> None:
+        edge = await own_edge(rate_limits="on", redis_url=own_redis.part.url)
+        phone = await edge.phone()
+        asked = {"filename": "a.txt", "total_size": 3, "mime_type": "text/plain", "file_hash": "ab" * 32}
+        for number in range(10):
+            answer = await phone.call("POST", "/api/v1/uploads/init", json=asked)
+            assert (answer.status_code, limit_headers(answer)[:2]) == (201, (10, 9 - number))
+        assert_told_to_wait(await phone.call("POST", "/api/v1/uploads/init", json=asked), "RATE_001")
+        path = f"/api/v1/uploads/{answer.json()['upload_id']}/chunk/0"
+        headers = {"x-chunk-checksum": hashlib.sha256(b"abc").hexdigest()}
+        answer = await phone.call("POST", path, content=b"abc", headers=headers)
+        assert (answer.status_code, limit_headers(answer)[:2]) == (200, (1000, 999)), answer.text
+
     async def test_each_dialect_has_its_own_word_and_grpc_callers_their_details(
         self, own_edge: Start, own_redis: Any
     ) -> None:
@@ -171,6 +187,10 @@ class TestLimits:
             ("CreateExerciseSession", 20, options.SCOPE_USER),
             ("UploadPuzzleSessionsJson", 20, options.SCOPE_USER),
             ("BatchUploadJson", 20, options.SCOPE_USER),
+            ("InitUpload", 10, options.SCOPE_USER),
+            ("UploadChunk", 1000, options.SCOPE_USER),
+            ("UploadChunks", 1000, options.SCOPE_USER),
+            ("UploadContent", 1000, options.SCOPE_USER),
         ):
             limits = [(limit.count, limit.window, limit.scope) for limit in OURS[rpc].limits]
             assert (count, 60, scope) in limits, rpc
