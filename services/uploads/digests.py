@@ -113,7 +113,6 @@ class Digests:
         if running is None or upload.contested:
             running = _Running()
         running.ready = set(range(running.next, upload.chunks))
-        running.held.clear()
         await self._advance(upload, running, self._pool)
         return running.sha256.digest()
 
@@ -152,6 +151,8 @@ class Digests:
                 running.ready.discard(index)
                 running.next += 1
                 running.move()
+            if ahead is not None:  # whoever goes on need not read it again
+                running.held[running.next] = await ahead
         finally:
             if ahead is not None:
                 ahead.cancel()
