@@ -129,7 +129,7 @@ class Calls:
         """Waits, and says so when it is long enough to wonder."""
         if seconds >= 1 and why != self._said:
             self._said = why
-            self._say(f"Waiting: {why}.")
+            self._say(f"Waiting {seconds:.0f} s: {why}.")
         await self._sleep(seconds)
 
     def now(self) -> float:

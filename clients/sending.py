@@ -22,6 +22,8 @@ from clients.calls import Calls, Passing, Refused, Tries
 PIECE: Final = 1024 * 1024
 # How often a chunk that does not arrive as it was sent, or an upload that has ended meanwhile, is begun anew.
 ATTEMPTS: Final = 3
+HASHING: Final = "Hashing"
+SENDING: Final = "Sending"
 _NOT_FOUND: Final = "UPLOAD_001"
 _CHECKSUM: Final = "UPLOAD_002"
 _EXPIRED: Final = "UPLOAD_003"
@@ -79,7 +81,7 @@ class Sent:
 async def hashed(path: Path, mime_type: str, progress: Progress) -> LocalFile:
     """The file, with its sha256. Raises OSError, FileChanged."""
     before = path.stat()
-    progress.begin("Hashing", before.st_size)
+    progress.begin(HASHING, before.st_size)
     digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
         # Piece by piece in a thread, so that Ctrl-C is heard between two.
@@ -162,7 +164,7 @@ class _Upload:
         """Sends what is missing."""
         status = await self._status()
         self.done = self._there(status) if not stream else _offset(status)
-        self.progress.begin("Sending", self.file.size, self.done)
+        self.progress.begin(SENDING, self.file.size, self.done)
         if stream:
             status = await self._streamed(status)
             self._at(self._there(status))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from clients.calls import TIMEOUT, Calls, Refused, Unreachable
 from clients.media_types import guess
-from clients.sending import FileChanged, Sender, Sent, hashed
+from clients.sending import SENDING, FileChanged, Sender, Sent, hashed
 
 OK: Final = 0
 REFUSED: Final = 1
@@ -53,6 +53,7 @@ class Bar:
 
     def __init__(self, *, hidden: bool) -> None:
         self._hidden = hidden
+        self.doing = ""
         self._bar: tqdm[None] | None = None
         self._total = 0
         self._done = 0
@@ -60,7 +61,7 @@ class Bar:
     def begin(self, doing: str, total: int, done: int = 0) -> None:
         """Puts another bar in place of the last one; what was done before says nothing of our speed."""
         self.close()
-        self._total, self._done = total, done
+        self.doing, self._total, self._done = doing, total, done
         self._bar = tqdm(
             desc=doing,
             total=total,
@@ -100,8 +101,6 @@ class Command:
     def __init__(self, asked: argparse.Namespace) -> None:
         self._asked = asked
         self._bar = Bar(hidden=asked.json)
-        self._begun = False
-        """Whether the server knows of the file."""
 
     def run(self) -> int:
         """The exit code; what there is to say is said."""
@@ -117,7 +116,7 @@ class Command:
         except Unreachable as error:
             return self._failed(UNREACHABLE, "UNREACHABLE", f"{error}{self._hint()}")
         except KeyboardInterrupt:
-            return self._failed(INTERRUPTED, "INTERRUPTED", f"stopped{self._hint()}")
+            return self._failed(INTERRUPTED, "INTERRUPTED", f"Stopped{self._hint()}")
 
     async def _upload(self) -> Sent:
         asked = self._asked
@@ -129,7 +128,6 @@ class Command:
             try:
                 if asked.email:
                     await calls.sign_in(asked.email, password)
-                self._begun = True
                 return await Sender(calls, self._bar, parallel=asked.parallel, stream=asked.stream).send(file)
             except Refused as refusal:
                 if "mime_type" in refusal.violations:
@@ -140,7 +138,7 @@ class Command:
                 await calls.sign_out()
 
     def _hint(self) -> str:
-        if not self._begun:
+        if self._bar.doing != SENDING:
             return ""
         return f" at {self._bar.percent} %; what has arrived is kept: run the same command again to send the rest"
 
@@ -155,8 +153,7 @@ class Command:
         if self._asked.json:
             print(json.dumps({"error": {"code": name, "message": message}}))
         else:
-            sentence = message[0].upper() + message[1:]
-            print(sentence if sentence.endswith((".", "?")) else f"{sentence}.", file=sys.stderr)
+            print(message if message.endswith((".", "?")) else f"{message}.", file=sys.stderr)
         return code
 
 
@@ -194,11 +191,11 @@ def _identity(asked: argparse.Namespace) -> tuple[str, str]:
 async def _about_types(calls: Calls, mime_type: str, refusal: Refused) -> Refused:
     """The refusal of a type, with those that would do."""
     if refusal.violations["mime_type"] == "MISMATCH":
-        message = f"the file does not hold what it is sent as, {mime_type}; name its type with --type"
+        message = f"The file does not hold what it is sent as, {mime_type}; name its type with --type"
     else:
         limits = (await calls.call("GET", "/api/v1/uploads/limits")).json()
         taken = ", ".join(one for group in limits["types"] for one in group["mime_types"])
-        message = f"the server takes no files of type {mime_type}; it takes {taken}"
+        message = f"The server takes no files of type {mime_type}; it takes {taken}"
     return Refused(refusal.status, refusal.code, message, refusal.violations)
 
 
