@@ -113,7 +113,7 @@ class Calls:
             # For all calls: each that comes too early would send its bytes for nothing.
             self._not_before = max(self._not_before, self._now() + pause)
             raise Passing("the server takes no more calls at the moment", pause, counts=False)
-        if answer.status_code >= 500:
+        if answer.status_code >= 500 or answer.status_code == 408:  # 408: it came too slowly
             raise Passing(f"the server answers {answer.status_code}", _retry_after(answer))
         refusal = _refusal(answer)
         if refusal.code == "AUTH_002" and self._refresh_token:

@@ -18,7 +18,8 @@ import httpx
 
 from clients.calls import Calls, Passing, Refused, Tries
 
-# Bytes that are read at once, to be hashed or streamed.
+# Bytes that are read at once: to be hashed, and to be streamed.
+HASH_PIECE: Final = 8 * 1024 * 1024
 PIECE: Final = 1024 * 1024
 # How often a chunk that does not arrive as it was sent, or an upload that has ended meanwhile, is begun anew.
 ATTEMPTS: Final = 3
@@ -84,10 +85,15 @@ async def hashed(path: Path, mime_type: str, progress: Progress) -> LocalFile:
     progress.begin(HASHING, before.st_size)
     digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
+
+        def one_piece() -> int:
+            piece = file.read(HASH_PIECE)
+            digest.update(piece)
+            return len(piece)
+
         # Piece by piece in a thread, so that Ctrl-C is heard between two.
-        while piece := await asyncio.to_thread(file.read, PIECE):
-            await asyncio.to_thread(digest.update, piece)
-            done += len(piece)
+        while size := await asyncio.to_thread(one_piece):
+            done += size
             progress.at(done)
     found = LocalFile(
         path=path,
