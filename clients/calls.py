@@ -113,7 +113,9 @@ class Calls:
             # For all calls: each that comes too early would send its bytes for nothing.
             self._not_before = max(self._not_before, self._now() + pause)
             raise Passing("the server takes no more calls at the moment", pause, counts=False)
-        if answer.status_code >= 500 or answer.status_code == 408:  # 408: it came too slowly
+        if answer.status_code == 408:
+            raise Passing("the network is slow; fewer at a time (--parallel 1) may get through", _retry_after(answer))
+        if answer.status_code >= 500:
             raise Passing(f"the server answers {answer.status_code}", _retry_after(answer))
         refusal = _refusal(answer)
         if refusal.code == "AUTH_002" and self._refresh_token:

@@ -164,7 +164,7 @@ async def test_ctrl_c_ends_a_stream_and_the_next_run_goes_on_behind_it(
 
 
 async def test_a_cut_stream_goes_on_by_itself(relay: Relay, phone: Phone, film: Path) -> None:
-    relay.allow(4 * MIB + 100)
+    relay.allow(4 * MIB + MIB // 2)
     process = await started(relay.url, phone, film, "--stream")
     await holding(relay, process)
 
@@ -258,6 +258,14 @@ async def test_a_server_that_fails_once_is_asked_again(relay: Relay, phone: Phon
     relay.instead.append((path, answer("503 Service Unavailable", "no JSON")))
     code, out, _ = await uploaded(relay.url, phone, film)
     assert code == 0
+    assert await content(phone, out.strip()) == film.read_bytes()
+
+
+async def test_a_chunk_that_came_too_slowly_is_sent_again(relay: Relay, phone: Phone, film: Path) -> None:
+    relay.instead.append(("/chunk/", answer("408 Request Timeout", "{}", "retry-after: 1")))
+    code, out, err = await uploaded(relay.url, phone, film)
+    assert code == 0
+    assert "--parallel 1" in err
     assert await content(phone, out.strip()) == film.read_bytes()
 
 
