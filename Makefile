@@ -26,13 +26,16 @@ GENERATOR := $(or $(filter bench,$(MAKECMDGOALS)),$(if $(filter test converge li
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
 	--only-binary :all:
 
-.PHONY: help run test converge lint breaking format protos lock bench soak clean
+.PHONY: help run upload test converge lint breaking format protos lock bench soak clean
 
 help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run-stamp gen/.stamp  ## Run the whole mesh on this machine, until Ctrl-C
 	@exec $(BIN)/python -m deploy.local
+
+upload: $(VENV)/.run-stamp  ## Upload a file, or go on with it (FILE=ride.fit ARGS="--email ada@example.com")
+	@$(BIN)/python -m clients.upload "$(FILE)" $(ARGS)
 
 test: $(VENV)/.dev-stamp gen/.stamp  ## Run the tests, on a real database and a real edge (ARGS="-k name")
 	@$(BIN)/python -m pytest -q -n auto $(ARGS)
@@ -43,7 +46,7 @@ converge: $(VENV)/.dev-stamp gen/.stamp  ## Let phones go offline and parts die 
 lint: $(VENV)/.dev-stamp gen/.stamp  ## Check style, types and protos
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy runtime services deploy
+	@$(BIN)/mypy runtime services deploy clients
 	@$(BIN)/python -m deploy.codegen --image $(VENV)/protos.binpb
 	@$(BIN)/buf lint $(VENV)/protos.binpb --config protos/buf.yaml --path satchel
 

@@ -158,7 +158,8 @@ def _limits() -> Config:
     return {
         "max_request_headers_kb": MAX_HEADER_KIB,
         "request_headers_timeout": "10s",
-        "request_timeout": "60s",
+        # How long a whole request may take is the route's to say: a file in one go takes as long as it takes.
+        "request_timeout": "0s",
         "stream_idle_timeout": "300s",
         "common_http_protocol_options": {
             "idle_timeout": "300s",

@@ -21,6 +21,9 @@ LUA: Final = "envoy.filters.http.lua"
 TRANSCODER: Final = "envoy.filters.http.grpc_json_transcoder"
 
 UNARY_TIMEOUT: Final = "30s"
+# From the first byte of a request to the last one of its answer: a chunk of 1 MiB on the worst of networks.
+UNARY_DURATION: Final = "600s"
+UNARY_IDLE_TIMEOUT: Final = "60s"
 # Longer than a phone may say nothing: the service that knows why a stream ends gets to say so.
 STREAM_IDLE_TIMEOUT: Final = "330s"
 WEBSOCKET_CLUSTER: Final = "websocket"
@@ -234,9 +237,14 @@ def _nothing(match: Config, dialect: int, camel_case: bool) -> Config:
 
 def _action(policy: Policy) -> Config:
     streamed = {"timeout": "0s", "idle_timeout": STREAM_IDLE_TIMEOUT}
+    unary = {
+        "timeout": UNARY_TIMEOUT,
+        "idle_timeout": UNARY_IDLE_TIMEOUT,
+        "max_stream_duration": {"max_stream_duration": UNARY_DURATION},
+    }
     return {
         "cluster": cluster_of(policy),
-        **(streamed if streaming(policy.method) else {"timeout": UNARY_TIMEOUT}),
+        **(streamed if streaming(policy.method) else unary),
         "retry_policy": _RETRY_READS if policy.read_only else _RETRY_WRITES,
     }
 

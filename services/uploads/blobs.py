@@ -90,7 +90,7 @@ class Blobs(Protocol):
 async def open_blobs(where: str, home: Path) -> AsyncIterator[Blobs]:
     """The store that `where` names, for as long as the block runs.
 
-    A directory, or s3://bucket/prefix, gs://bucket/prefix or az://account/container/prefix, with the credentials from
+    A directory, or s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, with the credentials from
     the environment variables that the tools of these clouds read too. Empty: a directory in `home`. Raises ConfigError.
     """
     # Here, because they need the exceptions above; and a directory needs nothing of what buckets take to load.

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+# The edge takes bodies of 8 MiB; smaller chunks would cost more to count than to send.
+MIN_CHUNK: Final = 64 * 1024
+MAX_CHUNK: Final = 4 * 1024 * 1024
 FILE: Final = Path(__file__).parent / "limits.json"
 
 
@@ -50,6 +53,8 @@ class UploadLimits:
 def read_limits(file: Path = FILE) -> UploadLimits:
     """The limits that `file` lists. Raises KeyError or ValueError when it is not what limits.json is."""
     content = json.loads(file.read_bytes())
+    if not MIN_CHUNK <= content["chunk_size"] <= MAX_CHUNK:
+        raise ValueError(f"{file}: chunk_size must be {MIN_CHUNK} to {MAX_CHUNK} bytes")
     return UploadLimits(
         chunk_size=content["chunk_size"],
         expires_after_seconds=content["expires_after_seconds"],

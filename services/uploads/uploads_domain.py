@@ -245,7 +245,7 @@ class Uploads:
         if len(data) != upload.size_of(index):
             raise invalid("content", f"must have {upload.size_of(index)} bytes, and has {len(data)}")
         if await self._digests.of(data) != digest:
-            raise Failure(Reason.CHUNK_CHECKSUM)
+            raise Failure(Reason.CHUNK_CHECKSUM, violations=[Violation("x-chunk-checksum", "MISMATCH")])
         if index not in await self._store.claim(upload.id, digest, [index], self.now()):
             return await self._stored_before(upload, index, digest)
         await kept(self._blobs.write_chunk(upload.id, index, index * upload.chunk_size, data))
@@ -263,7 +263,9 @@ class Uploads:
                 raise Failure(Reason.UNAVAILABLE, retry_after=1)
         elif len(chunk.claim) == len(digest) and chunk.claim != digest:
             raise Failure(
-                Reason.CHUNK_CHECKSUM, "Other bytes are stored under this index; cancel the upload and start a new one."
+                Reason.CHUNK_CHECKSUM,
+                "Other bytes are stored under this index; cancel the upload and start a new one.",
+                violations=[Violation("chunk_index", "CONFLICT")],
             )
         return (await self.standing(upload)).progress
 

@@ -173,8 +173,9 @@ class Edge:
             log_path=str(self.log),
         )
         manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-        manager["request_timeout"] = REQUEST_TIMEOUT
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
+            if "max_stream_duration" in route.get("route", {}):
+                route["route"]["idle_timeout"] = REQUEST_TIMEOUT
             if route.get("name", "").endswith("/GetSubscriptionStatus"):
                 route["route"]["timeout"] = ROUTE_TIMEOUT
         return config

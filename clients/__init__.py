@@ -1,0 +1,1 @@
+"""What people run against a Satchel, from a terminal or a script."""
