@@ -98,8 +98,9 @@ class Relay:
         self.calls.append((line, headers))
         left = int(headers.get("content-length", "0"))
         if self.instead and self.instead[0][0] in line:
+            _, answer = self.instead.popleft()  # before others come, who would find the same one
             await reader.readexactly(left)
-            writer.write(self.instead.popleft()[1].encode())
+            writer.write(answer.encode())
             await writer.drain()
             return
         if "/chunk/" in line:
