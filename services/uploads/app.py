@@ -48,7 +48,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         store = UploadStore(db)
         links = Links(config.links, secret, limits.endings)
         uploads = Uploads(store, blobs, digests, limits, now=utc_now)
-        streamed = Streamed(uploads, store, blobs, digests, now=utc_now)
+        streamed = Streamed(uploads, store, blobs, digests)
         finalizer = Finalizer(store, blobs, digests, links, add, look, now=utc_now)
         files = Files(store, blobs, links, add, look, now=utc_now)
         await stack.enter_async_context(finalizer.running())

@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime.errors import invalid
-from services.uploads.uploads_domain import Progress, Upload, Uploads, check_alive, kept
+from services.uploads.uploads_domain import Progress, Upload, Uploads, kept
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-    from uuid import UUID
-
     from services.uploads.blobs import Blobs
     from services.uploads.digests import Digests
     from services.uploads.uploads_store import UploadStore
@@ -67,14 +63,11 @@ class _Several:
 class Streamed:
     """Takes many chunks in one call."""
 
-    def __init__(
-        self, uploads: Uploads, store: UploadStore, blobs: Blobs, digests: Digests, *, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, uploads: Uploads, store: UploadStore, blobs: Blobs, digests: Digests) -> None:
         self._uploads = uploads
         self._store = store
         self._blobs = blobs
         self._digests = digests
-        self._now = now
 
     async def chunks(self, upload: Upload, sent: AsyncIterator[SentChunk]) -> tuple[int, Progress]:
         """Stores chunk after chunk, a few at once; returns how many, and what is stored then.
@@ -89,10 +82,10 @@ class Streamed:
             await several.all()
         finally:
             await several.settle()
-        return count, await self._progress(upload.id, upload.chunks)
+        return count, (await self._uploads.status_of(upload)).progress
 
     async def content(self, upload: Upload, offset: float, pieces: AsyncIterator[bytes]) -> tuple[int, Progress]:
-        """Stores everything from `offset` on; returns up to where it has come, and what is stored then.
+        """Stores everything from `offset` on; returns up to where all is stored then, and how much is.
 
         Raises Failure: FIELD_INVALID, UPLOAD_NOT_FOUND, UPLOAD_EXPIRED, UNAVAILABLE.
         """
@@ -101,25 +94,22 @@ class Streamed:
             raise invalid("upload-offset", f"must be a multiple of {upload.chunk_size} within the file")
         if upload.status != "active":
             return upload.total_size, Progress(stored=upload.chunks, chunks=upload.chunks)
-        taking = _Taking(self._store, self._blobs, self._digests, upload)
+        taking = _Taking(self._uploads, self._store, self._blobs, self._digests, upload)
         try:
-            end = await taking.take(int(first), pieces)
+            await taking.take(int(first), pieces)
         finally:
             # Though the phone may be gone: what has come need not come again.
             await asyncio.shield(taking.settle())
-        now = await self._store.find(upload.id)
-        if now is not None:
-            check_alive(now, self._now())
-        return end, await self._progress(upload.id, upload.chunks)
-
-    async def _progress(self, id: UUID, chunks: int) -> Progress:
-        return Progress(stored=await self._store.count(id), chunks=chunks)
+        # Not what was sent, but what is stored: somebody else may have taken over some of it and not be done with it.
+        status = await self._uploads.status_of(upload)
+        return status.offset, status.progress
 
 
 class _Taking:
     """One stream of bytes on its way into the store."""
 
-    def __init__(self, store: UploadStore, blobs: Blobs, digests: Digests, upload: Upload) -> None:
+    def __init__(self, uploads: Uploads, store: UploadStore, blobs: Blobs, digests: Digests, upload: Upload) -> None:
+        self._uploads = uploads
         self._store = store
         self._blobs = blobs
         self._digests = digests
@@ -131,8 +121,8 @@ class _Taking:
         """Up to here chunks were claimed."""
         self._several = _Several()
 
-    async def take(self, index: int, pieces: AsyncIterator[bytes]) -> int:
-        """Stores the chunks from `index` on; returns the offset behind the last one."""
+    async def take(self, index: int, pieces: AsyncIterator[bytes]) -> None:
+        """Stores the chunks from `index` on."""
         upload, parts, size = self._upload, list[bytes](), 0
         self._asked = index
         async for piece in pieces:
@@ -147,7 +137,6 @@ class _Taking:
                     await self._put(index, parts[0] if len(parts) == 1 else b"".join(parts))
                     parts, size, index = [], 0, index + 1
         await self._several.all()
-        return min(index * upload.chunk_size, upload.total_size)
 
     async def settle(self) -> None:
         """Ends what is being written, and gives back what is not."""
@@ -168,3 +157,5 @@ class _Taking:
         marked, _ = await self._store.store(upload.id, self._claim, [index])
         if marked:
             self._digests.stored(upload, index, data)
+        else:
+            await self._uploads.written(upload)

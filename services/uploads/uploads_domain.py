@@ -205,9 +205,19 @@ class Uploads:
 
     async def status(self, caller: Principal, upload_id: str) -> Status:
         """What is stored of an upload. Raises Failure as `find`."""
-        upload = await self.find(caller, upload_id)
-        stored = await self._store.stored(upload.id) if upload.status == "active" else list(range(upload.chunks))
-        return Status(upload=upload, stored=stored)
+        id = parse_upload_id(upload_id)
+        # Ahead of the row: its chunks are forgotten when it becomes a file, and then none of them is missing.
+        stored = await self._store.stored(id)
+        return _status(own(await self._store.find(id), caller, self._now()), stored)
+
+    async def status_of(self, upload: Upload) -> Status:
+        """The same of an upload that was found before, by now. Raises Failure: UPLOAD_NOT_FOUND, UPLOAD_EXPIRED."""
+        stored = await self._store.stored(upload.id)
+        now = await self._store.find(upload.id)
+        if now is None:
+            raise Failure(Reason.UPLOAD_NOT_FOUND)
+        check_alive(now, self._now())
+        return _status(now, stored)
 
     async def chunk(self, upload: Upload, index: int, data: bytes, checksum: str) -> Progress:
         """Stores one chunk; the same chunk again is harmless.
@@ -248,14 +258,19 @@ class Uploads:
         raise Failure(Reason.UNAVAILABLE, "Another call sends other bytes for this chunk.", retry_after=1)
 
     async def _ended(self, upload: Upload) -> Progress:
-        """Every chunk of a file is stored; of anything else nothing must be left."""
-        now = await self._store.find(upload.id)
-        if now is None or now.status not in ("active", "assembling", "completed"):
-            await kept(self._blobs.discard(upload.id))
+        """Every chunk of a file is stored."""
+        now = await self.written(upload)
         if now is None or now.status == "active":
             raise Failure(Reason.UNAVAILABLE, retry_after=1)
         check_alive(now, self._now())
         return Progress(stored=upload.chunks, chunks=upload.chunks)
+
+    async def written(self, upload: Upload) -> Upload | None:
+        """The upload as it is after bytes were written that nobody has noted; when it has ended, they must not stay."""
+        now = await self._store.find(upload.id)
+        if now is None or now.status not in ("active", "assembling"):
+            await kept(self._blobs.discard(upload.id))
+        return now
 
     async def cancel(self, caller: Principal, upload_id: str) -> None:
         """Ends an upload and removes what is stored of it. Raises Failure: UPLOAD_COMPLETED, and as `find`."""
@@ -272,6 +287,10 @@ class Uploads:
                 await held.end("cancelled", self._now())
         self._digests.forget(upload.id)
         await kept(gone(self._blobs, upload.id))
+
+
+def _status(upload: Upload, stored: Sequence[int]) -> Status:
+    return Status(upload=upload, stored=stored if upload.status == "active" else range(upload.chunks))
 
 
 def own(upload: Upload | None, caller: Principal, now: datetime) -> Upload:
