@@ -22,7 +22,7 @@ from psycopg import sql
 
 from deploy.edge import envoy_part
 from deploy.envoy.edge import bootstrap
-from deploy.parts import ROOT, Part, running
+from deploy.parts import ROOT, Child, Part, running
 from deploy.postgres import postgres
 from deploy.redis import redis
 from deploy.sockets import free_ports
@@ -68,6 +68,8 @@ class Edge:
     port: int
     http: httpx.AsyncClient
     log: Path
+    envoy: Child
+    """Its process, to be killed."""
 
     @property
     def target(self) -> str:
@@ -178,9 +180,9 @@ async def envoy_for(config: Config, directory: Path) -> AsyncIterator[Edge]:
     )
     part = envoy_part(content, config=directory / "envoy.json", admin=admin, url=url, log=log)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(running(part))
+        envoy = await stack.enter_async_context(running(part))
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
-        yield Edge(Mesh(config), url, port, http, log)
+        yield Edge(Mesh(config), url, port, http, log, envoy)
 
 
 def service_part(name: str, config: Config, directory: Path, **settings: str) -> Part:
