@@ -69,6 +69,7 @@ class Edge:
     http: httpx.AsyncClient
     log: Path
     envoy: Child
+    """Its process, to be killed."""
 
     @property
     def target(self) -> str:
@@ -179,9 +180,9 @@ async def envoy_for(config: Config, directory: Path) -> AsyncIterator[Edge]:
     )
     part = envoy_part(content, config=directory / "envoy.json", admin=admin, url=url, log=log)
     async with AsyncExitStack() as stack:
-        child = await stack.enter_async_context(running(part))
+        envoy = await stack.enter_async_context(running(part))
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))
-        yield Edge(Mesh(config), url, port, http, log, child)
+        yield Edge(Mesh(config), url, port, http, log, envoy)
 
 
 def service_part(name: str, config: Config, directory: Path, **settings: str) -> Part:

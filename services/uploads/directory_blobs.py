@@ -68,8 +68,9 @@ class DirectoryBlobs:
         part = self._parts.get(upload_id)
         if part is None:
             part = self._parts[upload_id] = _Part(self._part(upload_id), self._names, self._run)
+        failures = part.failures
         await self._run(part.write, offset, data)
-        await part.synced()
+        await part.synced(failures)
 
     async def read_chunk(self, upload_id: UUID, index: int, offset: int, size: int) -> bytes:
         return await self._run(_read_chunk, self._part(upload_id), offset, size)
@@ -170,6 +171,8 @@ class _Part:
         self._path, self._names, self._run = path, names, run
         self._opening = threading.Lock()
         self._descriptor = CLOSED
+        self.failures = 0
+        """How often the disk has said that it did not take what was written."""
         self._waiting: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -184,8 +187,14 @@ class _Part:
             written = os.pwrite(self._descriptor, rest, offset)
             rest, offset = rest[written:], offset + written
 
-    def synced(self) -> asyncio.Future[None]:
-        """Done when all that was written before this call is durable."""
+    async def synced(self, failures: int) -> None:
+        """Returns when all that was written before this call, and after there were so many `failures`, is durable."""
+        await self._next_sync()
+        # The system tells of what it has lost once, and not whose it was: the next fdatasync knows nothing of it.
+        if self.failures != failures:
+            raise BlobError("the file store does not work")
+
+    def _next_sync(self) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         # One for each caller, so that the cancellation of one does not reach the others.
         future: asyncio.Future[None] = loop.create_future()
@@ -201,6 +210,7 @@ class _Part:
             try:
                 await self._run(_sync_data, self._descriptor)
             except Exception as error:
+                self.failures += 1
                 for future in served:
                     if not future.done():
                         future.set_exception(error)

@@ -14,7 +14,7 @@ from runtime.errors import Failure, Reason, invalid
 from runtime.ids import parse_uuid
 from services.uploads.blobs import BlobError, BlobMissing
 from services.uploads.finalizing_domain import DOMAIN
-from services.uploads.uploads_domain import STORE_PAUSE, Upload, kept
+from services.uploads.uploads_domain import STORE_PAUSE, Upload, gone, kept
 
 if TYPE_CHECKING:
     from services.uploads.blobs import Blobs
@@ -176,7 +176,7 @@ class Files:
                     if held.upload is None or held.upload.status not in ("active", "assembling", "completed"):
                         continue
                     is_file = held.upload.status == "completed"
-                    await kept(self._blobs.remove(id) if is_file else self._blobs.discard(id))
+                    await kept(gone(self._blobs, id))
                     await held.end("deleted" if is_file else "cancelled", self._now())
                 files, uploads = files + is_file, uploads + (not is_file)
         await self._store.forget_user(user)

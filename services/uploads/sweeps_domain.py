@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from runtime.telemetry import SWEEP_ERRORS, SWEPT, logger
+from services.uploads.uploads_domain import gone
 
 if TYPE_CHECKING:
     from services.uploads.blobs import Blobs
@@ -56,7 +57,7 @@ class Sweeps:
                     return swept
                 await held.end("expired", now)
             self._digests.forget(held.upload.id)
-            await self._blobs.discard(held.upload.id)
+            await gone(self._blobs, held.upload.id)
             swept += 1
 
     async def ended(self) -> int:

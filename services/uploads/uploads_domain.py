@@ -301,7 +301,7 @@ class Uploads:
                 check_alive(upload, self.now())
                 await held.end("cancelled", self.now())
         self._digests.forget(upload.id)
-        await kept(self._blobs.discard(upload.id))
+        await kept(gone(self._blobs, upload.id))
 
 
 def own(upload: Upload | None, caller: Principal, now: datetime) -> Upload:
@@ -325,6 +325,15 @@ def check_alive(upload: Upload, now: datetime) -> None:
         raise Failure(Reason.UPLOAD_NOT_FOUND)
     if upload.status == "expired" or (upload.status == "active" and upload.expire_time <= now):
         raise Failure(Reason.UPLOAD_EXPIRED)
+
+
+async def gone(blobs: Blobs, id: UUID) -> None:
+    """Removes the bytes of an upload that ended without a file.
+
+    They may be a file already, when whoever put them together died before the row could say so. Raises BlobError.
+    """
+    await blobs.discard(id)
+    await blobs.remove(id)
 
 
 async def kept(doing: Awaitable[None]) -> None:

@@ -62,11 +62,11 @@ async def test_chunks_at_once_in_any_order_make_the_file(blobs: DirectoryBlobs, 
 
 
 class Disk:
-    """Passes on what is asked of the disk, notes it in order, and can hold the first fdatasync or fail them all."""
+    """Passes on what is asked of the disk, notes it in order, can hold the first fdatasync and fail the next ones."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[tuple[str, int]] = []
-        self.held, self.failing = threading.Event(), False
+        self.held, self.failing = threading.Event(), 0
         self.held.set()
         self._changed = threading.Condition()
         self._pwrite, self._fdatasync, self._fsync = os.pwrite, os.fdatasync, os.fsync
@@ -83,6 +83,7 @@ class Disk:
         self._note("sync begins", 0)
         assert self.held.wait(30)
         if self.failing:
+            self.failing -= 1
             raise OSError(5, "Input/output error")
         self._fdatasync(descriptor)
         self._note("sync ends", 0)
@@ -148,12 +149,30 @@ async def test_a_sync_that_fails_is_told_to_all_it_was_for(
     blobs: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, upload_id = Disk(monkeypatch), uuid4()
-    disk.failing = True
+    disk.failing = 100
     writes = [blobs.write_chunk(upload_id, index, index, b"1") for index in range(4)]
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [BlobError] * 4
-    disk.failing = False
+    disk.failing = 0
     await blobs.write_chunk(upload_id, 0, 0, b"1")
+
+
+@linux_only
+async def test_a_sync_that_fails_is_told_to_those_who_wrote_while_it_ran(
+    blobs: DirectoryBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they wrote may be lost with it, and the next one would not say so."""
+    disk, upload_id = Disk(monkeypatch), uuid4()
+    disk.held.clear()
+    disk.failing = 1
+    writes = [asyncio.create_task(blobs.write_chunk(upload_id, 0, 0, b"1"))]
+    await asyncio.to_thread(disk.wait_for, "sync begins", 1)
+    writes.append(asyncio.create_task(blobs.write_chunk(upload_id, 1, 1, b"1")))
+    await asyncio.to_thread(disk.wait_for, "written", 2)
+    disk.held.set()
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [BlobError] * 2
+    await asyncio.gather(*(blobs.write_chunk(upload_id, index, index, b"1") for index in range(2)))
 
 
 @linux_only
