@@ -417,11 +417,11 @@ async def test_a_crash_of_the_database_costs_no_acknowledged_byte(tmp_path: Path
             pushing = asyncio.create_task(sending.some(range(sending.chunks)))
             await acknowledged(sending, 4)
             await crash()
-            await pushing
             asked = [("POST", "/finalize"), ("DELETE", "")]
             for answer in await asyncio.gather(*(sending.call(verb, sending.path + path) for verb, path in asked)):
                 assert answer is not None
                 assert (answer.status_code, answer.headers["content-type"]) == (503, "application/json")
+            await pushing
             await stand.rise(server)
             await sending.rest()
 
