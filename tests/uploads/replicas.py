@@ -16,7 +16,6 @@ from uuid import UUID, uuid4
 from runtime.call import Principal
 from runtime.clock import utc_now
 from runtime.database import Database, database
-from services.uploads.blobs import Blobs
 from services.uploads.digests import hashing
 from services.uploads.directory_blobs import DirectoryBlobs
 from services.uploads.files_domain import Files
@@ -116,7 +115,7 @@ async def lock_waiters(db: Database) -> int:
 class Steered:
     """Real blobs that count what is read and stop the actors that touch them."""
 
-    def __init__(self, real: Blobs) -> None:
+    def __init__(self, real: DirectoryBlobs) -> None:
         self.real = real
         self.read_chunks: list[int] = []
 
