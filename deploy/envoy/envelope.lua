@@ -118,7 +118,7 @@ function envoy_on_response(handle)
       headers:replace(":status", tostring(better))
       headers:replace("content-type", "application/json")
       headers:replace("content-length", tostring(#body))
-      if not known.head then handle:body(true):setBytes(body) end
+      handle:body(true):setBytes(known.head and "" or body)
     else
       headers:replace(":status", tostring(headers:get("x-http-status") or status))
       -- The transcoder does not know how long a file is, nor what kind of file has no bytes in this answer.

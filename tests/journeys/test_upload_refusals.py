@@ -591,7 +591,6 @@ class TestFiles:
             await asyncio.sleep(0.05)
         refusal(answer, 410, "LINK_EXPIRED")
 
-    @pytest.mark.xfail(reason="a body follows the refusal, which the next answer is then read from", strict=True)
     @pytest.mark.parametrize("name", ["x", "{unknown}.txt"])
     async def test_a_head_that_is_refused_has_no_body(self, edge: Edge, phone: Phone, name: str) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
