@@ -366,6 +366,7 @@ ELSEWHERE = {
     "CreateWorkoutPlan": "test_metrics_and_plans.py",
     "GetWorkoutPlan": "test_metrics_and_plans.py",
     "HeadFile": "test_upload_refusals.py",
+    "AddActivity": "test_activities.py",
 }
 
 # Bodies that are no JSON object at all, or none that anybody can read.
