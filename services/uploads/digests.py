@@ -45,7 +45,7 @@ class _Running:
         """Chunks that are stored, from `next` on, as far as this process knows."""
         self.held: dict[int, bytes] = {}
         self.task: asyncio.Task[None] | None = None
-        self.stopping = False
+        self.stop = asyncio.Event()
         self.advanced = asyncio.Event()
         """Set, and forgotten, whenever `next` moves or the task ends."""
 
@@ -68,10 +68,22 @@ class Digests:
         self._pool = pool
         self._idle_pool = idle_pool
         self._running: OrderedDict[UUID, _Running] = OrderedDict()
+        self._checking = 0
+        """Chunks whose senders wait for their hash."""
+        self._quiet = asyncio.Event()
+        """Set while there are none."""
+        self._quiet.set()
 
     async def of(self, data: bytes) -> bytes:
         """The sha256 of some bytes."""
-        return await self._run(self._pool, lambda: hashlib.sha256(data).digest())
+        self._checking += 1
+        self._quiet.clear()
+        try:
+            return await self._run(self._pool, lambda: hashlib.sha256(data).digest())
+        finally:
+            self._checking -= 1
+            if not self._checking:
+                self._quiet.set()
 
     def stored(self, upload: Upload, index: int, data: bytes, *, checked: bool = True) -> None:
         """The bytes of a chunk are in the store; goes on with the hash of the whole as far as it can.
@@ -107,9 +119,9 @@ class Digests:
         """
         running = self._running.pop(upload.id, None)
         if running is not None and running.task is not None:
-            running.stopping = True  # its turn would come when there is nothing else to do
+            running.stop.set()  # its turn would come when there is nothing else to do
             await asyncio.wait({running.task})
-            running.stopping = False
+            running.stop.clear()
         if running is None or upload.contested:
             running = _Running()
         running.ready = set(range(running.next, upload.chunks))
@@ -142,7 +154,10 @@ class Digests:
         """Hashes chunk after chunk; while one is hashed the next one is read."""
         ahead: asyncio.Task[bytes] | None = None
         try:
-            while running.next in running.ready and not running.stopping:
+            while running.next in running.ready and not running.stop.is_set():
+                if pool is self._idle_pool and not self._quiet.is_set():
+                    await _either(self._quiet, running.stop)
+                    continue
                 index = running.next
                 data = running.held.pop(index, None) or await (ahead or self._read(upload, index))
                 following = index + 1 in running.ready and index + 1 not in running.held
@@ -177,6 +192,16 @@ def hashing(blobs: Blobs) -> Iterator[Digests]:
             digests.forget(upload_id)
         for one in (pool, idle_pool):
             one.shutdown(wait=True, cancel_futures=True)
+
+
+async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
+    """Waits until one of them is set."""
+    waiting = {asyncio.create_task(event.wait()) for event in (one, other)}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _step_back() -> None:
