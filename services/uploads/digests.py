@@ -45,7 +45,8 @@ class _Running:
         """Chunks that are stored, from `next` on, as far as this process knows."""
         self.held: dict[int, bytes] = {}
         self.task: asyncio.Task[None] | None = None
-        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+        """Set once somebody waits for it; until then its turn comes when there is nothing else to do."""
         self.advanced = asyncio.Event()
         """Set, and forgotten, whenever `next` moves or the task ends."""
 
@@ -97,12 +98,13 @@ class Digests:
         self._running.move_to_end(upload.id)
         if index < running.next:
             return
+        if not checked:
+            running.hurry.set()
         running.ready.add(index)
         if index < running.next + MAX_AHEAD and sum(len(one.held) for one in self._busy()) < MAX_HELD:
             running.held[index] = data
         if running.next in running.ready and (running.task is None or running.task.done()):
-            pool = self._idle_pool if checked else self._pool
-            running.task = asyncio.create_task(self._go_on(upload, running, pool), name="hash an upload")
+            running.task = asyncio.create_task(self._go_on(upload, running), name="hash an upload")
 
     async def caught_up(self, upload: Upload) -> None:
         """Waits until not much is left to hash of what was stored in order."""
@@ -119,13 +121,13 @@ class Digests:
         """
         running = self._running.pop(upload.id, None)
         if running is not None and running.task is not None:
-            running.stop.set()  # its turn would come when there is nothing else to do
+            running.hurry.set()
             await asyncio.wait({running.task})
-            running.stop.clear()
         if running is None or upload.contested:
             running = _Running()
         running.ready = set(range(running.next, upload.chunks))
-        await self._advance(upload, running, self._pool)
+        running.hurry.set()
+        await self._advance(upload, running)
         return running.sha256.digest()
 
     def forget(self, upload_id: UUID) -> None:
@@ -141,33 +143,31 @@ class Digests:
         while len(self._running) > MAX_RUNNING:
             self.forget(next(iter(self._running)))
 
-    async def _go_on(self, upload: Upload, running: _Running, pool: ThreadPoolExecutor) -> None:
+    async def _go_on(self, upload: Upload, running: _Running) -> None:
         try:
-            await self._advance(upload, running, pool)
+            await self._advance(upload, running)
         except BlobError as error:
             logger().warning("a hash is left to the end of its upload", upload=upload.id, error=str(error))
             self._running.pop(upload.id, None)
         finally:
             running.move()
 
-    async def _advance(self, upload: Upload, running: _Running, pool: ThreadPoolExecutor) -> None:
+    async def _advance(self, upload: Upload, running: _Running) -> None:
         """Hashes chunk after chunk; while one is hashed the next one is read."""
         ahead: asyncio.Task[bytes] | None = None
         try:
-            while running.next in running.ready and not running.stop.is_set():
-                if pool is self._idle_pool and not self._quiet.is_set():
-                    await _either(self._quiet, running.stop)
-                    continue
+            while running.next in running.ready:
+                if not running.hurry.is_set() and not self._quiet.is_set():
+                    await _either(self._quiet, running.hurry)
                 index = running.next
                 data = running.held.pop(index, None) or await (ahead or self._read(upload, index))
                 following = index + 1 in running.ready and index + 1 not in running.held
                 ahead = asyncio.create_task(self._read(upload, index + 1)) if following else None
+                pool = self._pool if running.hurry.is_set() else self._idle_pool
                 await self._run(pool, partial(running.sha256.update, data))
                 running.ready.discard(index)
                 running.next += 1
                 running.move()
-            if ahead is not None:  # whoever goes on need not read it again
-                running.held[running.next] = await ahead
         finally:
             if ahead is not None:
                 ahead.cancel()
