@@ -213,6 +213,11 @@ class Violation:
     """Upper snake case, stable: REQUIRED, OUT_OF_RANGE, INVALID_FORMAT, INVALID_TYPE, TOO_LONG and so on."""
 
 
+def _sayable(text: str) -> str:
+    """A text that may hold what a phone called a field, without what no answer and no database can hold."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "?")
+
+
 class Failure(Exception):
     """A refusal in domain words; the interceptor turns it into a status, once."""
 
@@ -226,8 +231,8 @@ class Failure(Exception):
     ) -> None:
         """`message` is for people, at most 500 characters; `retry_after` is seconds, only where waiting helps."""
         self.reason = reason
-        self.message = (message or reason.row.message)[:MAX_MESSAGE_CHARS]
-        self.violations = tuple(violations[:MAX_VIOLATIONS])
+        self.message = _sayable(message or reason.row.message)[:MAX_MESSAGE_CHARS]
+        self.violations = tuple(Violation(_sayable(one.field), one.reason) for one in violations[:MAX_VIOLATIONS])
         self.retry_after = retry_after
         super().__init__(f"{reason.name}: {self.message}")
 

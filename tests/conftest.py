@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
+from deploy import sockets
 from deploy.edge import envoy_part
 from deploy.envoy.edge import bootstrap
 from deploy.parts import ROOT, Child, Part, running
@@ -42,6 +43,12 @@ from tests.factories import Phone
 
 ALL = {"auth": auth, "sessions": sessions, "uploads": uploads, "health": health, "websocket": websocket}
 TEMPLATE = "satchel_template"
+# Runs beside this one take other ports: nobody borrows that of a part which is being restarted.
+_run, _runs = (
+    int(os.environ.get(f"PYTEST_XDIST_WORKER{name}", default).removeprefix("gw"))
+    for name, default in (("", "0"), ("_COUNT", "1"))
+)
+sockets.PORTS = sockets.PORTS[_run::_runs]
 
 settings.register_profile(
     "wire", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

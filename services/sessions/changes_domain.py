@@ -229,6 +229,11 @@ def _meet(state: _State, item: Change, known: Known, policy: Policy, new_id: Cal
     server = Side(data=None if known.deleted else known.data, time=known.change_time)
     client = Side(data=item.data, time=item.change_time)
     verdict = judge(policy, server=server, client=client)
+    if verdict.winner is Winner.MERGED:
+        try:
+            encode(verdict.data or {})
+        except Failure as failure:  # together they are more than a record may be
+            return Receipt(key=item.key, status="REJECTED", version=known.version, failure=failure.within("data"))
     conflict = Conflict(
         id=new_id(),
         key=item.key,

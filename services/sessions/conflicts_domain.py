@@ -188,6 +188,8 @@ class Conflicts:
         winner = {"accept_server": Winner.SERVER, "accept_client": Winner.CLIENT, "merge": Winner.MERGED}[resolution]
         key = conflict.key
         if winner is not Winner.SERVER:
+            if key.domain not in self._domains:
+                raise invalid("domain", "is not known here any more", "UNKNOWN_VALUE")
             self._domains.check_writable(key.domain)  # it met before the domain was the server's
         async with self._store.feed(caller, [key], rpc=_RESOLVE, idempotency=None, now=now) as feed:
             if not await feed.close_conflict(id, winner, now):

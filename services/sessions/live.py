@@ -113,9 +113,12 @@ class Live:
     async def _visit(self, stream: Stream, until: float, now: float) -> None:
         try:
             await stream.watch.recheck()
-        except Failure as failure:
-            if failure.reason is not Reason.UNAVAILABLE:
+        except Exception as error:  # nobody would look after the others
+            failure = failure_of(error)
+            if failure.reason not in (Reason.UNAVAILABLE, Reason.INTERNAL):
                 stream.end(failure)
+            elif failure is not error:
+                logger().warning("a stream's sign-in cannot be looked at", error=repr(error))
         cause = self._cause(stream, until, now)
         if cause is not None:
             wait = _chance.uniform(0, RECONNECT_SPREAD)

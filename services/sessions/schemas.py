@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,10 @@ from services.sessions.schema_files import SchemaFile, read_files
 MAX_RECORD_BYTES: Final = 256 * 1024
 # The edge's JSON printer gives up at 100 levels, and the record is itself some levels down in an answer.
 MAX_DEPTH: Final = 32
+
+# PostgreSQL keeps numbers in digits; what is larger or smaller than this is no measurement of anything.
+MAX_NUMBER: Final = 1e21
+_EXPONENT: Final = re.compile(rb"[:\[,]-?[0-9][0-9.]*e")
 
 _REASONS: Final = {
     "type": "INVALID_TYPE",
@@ -87,6 +92,9 @@ def encode(data: dict[str, Any]) -> str:
             f"{largest}: makes the item larger than {MAX_RECORD_BYTES // 1024} KiB",
             violations=[Violation(largest, "TOO_LARGE")],
         )
+    # Where orjson writes an exponent, jsonb writes digits: a hundred times as many for 1e308.
+    if _EXPONENT.search(raw) and _holds(data, _is_extreme):
+        raise _unstorable(data)
     # orjson writes a number that is none as null.
     if (b"\\u0000" in raw and _holds_nul(data)) or (b"null" in raw and _holds_no_number(data)):
         raise _unstorable(data)
@@ -106,7 +114,7 @@ def _unstorable(data: dict[str, Any]) -> Failure:
         if _depth(value) > MAX_DEPTH - 1:
             return invalid(name, f"is nested deeper than {MAX_DEPTH} levels", "TOO_DEEP")
         try:
-            if not _holds_nul(value) and not _holds_no_number(value):
+            if not _holds_nul(value) and not _holds_no_number(value) and not _holds(value, _is_extreme):
                 orjson.dumps(value)
                 continue
         except (TypeError, ValueError):
@@ -131,10 +139,19 @@ def _holds_nul(value: Any) -> bool:
 
 
 def _holds_no_number(value: Any) -> bool:
+    return _holds(value, lambda number: not math.isfinite(number))
+
+
+def _is_extreme(number: float) -> bool:
+    return number != 0 and not 1 / MAX_NUMBER < abs(number) < MAX_NUMBER
+
+
+def _holds(value: Any, wrong: Callable[[float], bool]) -> bool:
+    """Whether a number inside is wrong."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
-        if isinstance(one, float) and not math.isfinite(one):
+        if isinstance(one, float) and wrong(one):
             return True
         if isinstance(one, dict):
             waiting += one.values()

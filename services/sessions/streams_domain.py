@@ -326,11 +326,13 @@ class Stream:
         self._wake.set()
 
     async def _unasked(self) -> Event | None:
-        if self._news and self._welcomed:
+        while self._news and self._welcomed:
             conflict_id = next(iter(self._news))
             del self._news[conflict_id]
             with suppress(Exception):  # a hint that is lost is found again by the next hello
-                return await self._streams.conflicts.find(self.caller, conflict_id)
+                conflict = await self._streams.conflicts.find(self.caller, conflict_id)
+                if conflict is not None:
+                    return conflict
         if not self._behind or not self._welcomed or self.full_since:
             return None
         self._behind, begun = False, self.position

@@ -195,6 +195,28 @@ class TestPush:
         assert entry == {"domain": "journal", "id": page["id"], "version": 1, "deleted": False, "data": data}
         assert (pulled["has_more"], type(pulled["next_cursor"])) == (False, str)
 
+    @pytest.mark.parametrize("key", ["", "k1"])
+    @pytest.mark.parametrize(
+        "data",
+        [
+            '{"\\ud800": "\\ud800"}',
+            '{"\\u0000k": "\\u0000"}',
+            '{"v": [1e308, 1e308]}',
+            '{"deep": {"small": -1e-300}}',
+        ],
+    )
+    async def test_what_nobody_can_store_is_refused_alone_whatever_its_name(
+        self, phone: Phone, data: str, key: str
+    ) -> None:
+        bad = f'{{"domain": "journal", "id": "bad", "operation": "UPSERT", "data": {data}}}'
+        good = '{"domain": "journal", "id": "good", "operation": "UPSERT", "data": {"title": "x", "text": "1e308"}}'
+        headers = {"content-type": "application/json", **({"idempotency-key": key} if key else {})}
+        for again in range(2):
+            answer = await phone.call("POST", PUSH, content=f'{{"changes": [{bad}, {good}]}}', headers=headers)
+            assert answer.status_code == 200, answer.text
+            first = "APPLIED" if key or not again else "DUPLICATE"
+            assert statuses(answer.json()["receipts"]) == ["REJECTED", first]
+
     async def test_the_same_push_twice_is_a_duplicate_and_takes_no_new_position(self, phone: Phone) -> None:
         pages = [change(), change()]
         assert statuses(await push(phone, *pages)) == ["APPLIED", "APPLIED"]
@@ -585,6 +607,12 @@ class TestPolicies:
         assert (logged["resolution_strategy"], logged["winning_version"]) == (policy, winner)
         assert logged["resolution_result"] == ("manual_required" if policy == "manual" else "resolved")
         assert logged["losing_data"] == losing
+
+    async def test_a_merge_that_grows_too_large_is_refused_alone(self, phone: Phone) -> None:
+        ticket = change(domain="ticket", data={"title": "t", "status": "open", "escalated_by": "somebody"})
+        await push(phone, ticket)
+        large = {**ticket, "base_version": 0, "data": {"title": "t", "y": "z" * (256 * 1024 - 60)}}
+        assert statuses(await push(phone, change(), large, change())) == ["APPLIED", "REJECTED", "APPLIED"]
 
     @pytest.mark.parametrize(
         ("policy", "deletes", "status"),

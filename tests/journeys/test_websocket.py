@@ -148,6 +148,7 @@ class TestSeed:
         assert (await admin.call("PUT", "/api/v1/sync/policies/1/journal", json=policy)).status_code == 200
         async with line(edge, phone.access_token, device_id="a") as one:
             async with line(edge, phone.access_token, device_id="b") as other:
+                await other.beat()  # it hears what comes after its hello
                 id, payload = await conflicted(one)
                 assert (payload["synced_items"], payload["failed_items"]) == (0, 0)
                 (conflict,) = payload["conflicts"]
@@ -174,6 +175,7 @@ class TestSeed:
             line(edge, phone.access_token, device_id="a") as one,
             line(edge, phone.access_token, device_id="b") as other,
         ):
+            await other.beat()  # it hears what comes after its hello
             id = str(uuid4())
             assert (await one.sync(task=[{"id": id, "title": "Wash up"}]))["synced_items"] == 1
             pushed = await other.hear()
