@@ -186,7 +186,9 @@ def file_headers(reading: Reading) -> list[tuple[str, str]]:
     headers = [
         ("etag", f'"{file.file_hash.hex()}"'),
         ("accept-ranges", "bytes"),
-        ("cache-control", "private, max-age=31536000, immutable"),
+        # Kept, and asked for each time: it may have been deleted, and who asks next on this device may be another user.
+        ("cache-control", "private, no-cache"),
+        ("vary", "authorization"),
         ("x-content-type-options", "nosniff"),
         ("content-disposition", _disposition(file)),
         ("last-modified", format_datetime(file.finish_time or file.create_time, usegmt=True)),

@@ -112,6 +112,7 @@ class Digests:
         while running is not None and running.task is not None and len(running.ready) > MAX_AHEAD:
             if running.task.done():
                 return
+            running.hurry.set()
             await running.advanced.wait()
 
     async def whole(self, upload: Upload) -> bytes:

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
-from uuid import UUID, uuid4
+from uuid import UUID, uuid5
 
 from runtime.call import Principal
 from runtime.clock import format_time
 from runtime.errors import Failure, Reason, Violation, invalid
 from runtime.telemetry import logger
-from services.uploads.blobs import BlobError
+from services.uploads.blobs import BlobError, BlobMissing
 from services.uploads.sniffing import HEAD_BYTES, fits
 from services.uploads.uploads_domain import Upload, check_alive, kept, own, parse_upload_id
 
@@ -57,7 +57,6 @@ class Finalizer:
         look: Callable[[], None],
         *,
         now: Callable[[], datetime],
-        new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         """`tell` adds to the outbox inside a transaction, `look` says that there is something in it."""
         self._store = store
@@ -67,7 +66,6 @@ class Finalizer:
         self._tell = tell
         self._look = look
         self._now = now
-        self._new_id = new_id
         self._running: dict[UUID, asyncio.Task[Upload]] = {}
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
 
@@ -106,7 +104,7 @@ class Finalizer:
                     await held.assembling()
             # Held anew, so that the status tells what goes on; whoever comes second waits here, and finds it done.
             refusal: Failure | None = None
-            async with self._store.hold(id) as held:
+            async with self._cleared(id), self._store.hold(id) as held:
                 upload = self._given(held)
                 if upload.status == "completed":
                     return upload
@@ -126,10 +124,10 @@ class Finalizer:
                     )
                 else:
                     await held.end("failed", self._now())
-        if refusal is not None or source.id != id:
+        if refusal is not None or upload.contested:
             with suppress(BlobError):  # what stays is swept away
                 await self._blobs.discard(id)
-                await self._blobs.discard(source.id)
+                await self._blobs.discard(_apart_id(id))
         if refusal is not None:
             raise refusal
         self._look()
@@ -150,6 +148,10 @@ class Finalizer:
             if await self._digests.whole(source) != upload.file_hash:
                 return source, Failure(Reason.FILE_CHECKSUM, violations=[Violation("file_hash", "MISMATCH")])
             head = await self._blobs.read_chunk(source.id, 0, 0, min(HEAD_BYTES, upload.size_of(0)))
+        except BlobMissing:
+            logger().error("bytes of an upload are lost", upload=upload.id)
+            lost = "Some of the file was lost here; start a new upload."
+            return upload, Failure(Reason.FILE_CHECKSUM, lost, violations=[Violation("file_hash", "MISMATCH")])
         except BlobError as error:
             logger().warning("an upload cannot be read", upload=upload.id, error=str(error))
             raise Failure(Reason.UNAVAILABLE, retry_after=PAUSE) from None
@@ -157,13 +159,23 @@ class Finalizer:
             return source, invalid("mime_type", "is not what the file holds", "MISMATCH")
         return source, None
 
+    @asynccontextmanager
+    async def _cleared(self, id: UUID) -> AsyncIterator[None]:
+        """Leaves no copy of a contested upload behind when the block fails."""
+        try:
+            yield
+        except BaseException:
+            with suppress(BlobError):
+                await asyncio.shield(self._blobs.discard(_apart_id(id)))
+            raise
+
     async def _apart(self, upload: Upload) -> Upload:
         """A contested upload's bytes as they are now, where a sender who comes too late cannot write to them.
 
         Who had a chunk taken over may still be writing it: after it was read, and even after it has become a file.
         Raises BlobError.
         """
-        apart = replace(upload, id=self._new_id())
+        apart = replace(upload, id=_apart_id(upload.id))
         for index in range(upload.chunks):
             offset = index * upload.chunk_size
             data = await self._blobs.read_chunk(upload.id, index, offset, upload.size_of(index))
@@ -191,6 +203,11 @@ class Finalizer:
             for task in self._running.values():
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+
+def _apart_id(id: UUID) -> UUID:
+    """Where the copy of a contested upload lies; always the same, so that a second try writes over the first one."""
+    return uuid5(id, "apart")
 
 
 def _check_whole(upload: Upload, stored: list[int]) -> None:

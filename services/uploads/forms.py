@@ -65,6 +65,8 @@ async def recording_of(content_type: str, pieces: AsyncIterator[bytes]) -> Recor
 
     Raises Failure: MALFORMED_REQUEST for what is no whole form, FIELD_MISSING without that part, TOO_LARGE.
     """
+    if not content_type.isascii():
+        raise Failure(Reason.MALFORMED_REQUEST, "The type of the body cannot be read.")
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:

@@ -257,10 +257,8 @@ class Uploads:
 
     async def _stored_before(self, upload: Upload, index: int, digest: bytes) -> Progress:
         chunk = await self._store.chunk(upload.id, index)
-        if chunk is None or not chunk.stored:  # it takes no chunks any more
-            upload = alive(await self._store.find(upload.id), self.now())
-            if upload.status == "active":
-                raise Failure(Reason.UNAVAILABLE, retry_after=1)
+        if chunk is None or not chunk.stored:
+            upload = await self._closed(upload)
         elif len(chunk.claim) == len(digest) and chunk.claim != digest:
             raise Failure(
                 Reason.CHUNK_CHECKSUM,
@@ -273,9 +271,21 @@ class Uploads:
         """The bytes are written and do not count: somebody else has claimed the chunk since, or ended the upload."""
         await self.clear(upload.id)
         chunk = await self._store.chunk(upload.id, index)
-        if chunk is not None and not (chunk.stored and chunk.claim == digest):
+        if chunk is None:
+            upload = await self._closed(upload)
+        elif not (chunk.stored and chunk.claim == digest):
             raise Failure(Reason.UNAVAILABLE, "Another call sends other bytes for this chunk.", retry_after=1)
         return (await self.standing(upload)).progress
+
+    async def _closed(self, upload: Upload) -> Upload:
+        """An upload that does not take a chunk, because all of them are there.
+
+        Raises Failure: as `find`; UNAVAILABLE when it takes chunks after all, and only the claim was lost.
+        """
+        upload = alive(await self._store.find(upload.id), self.now())
+        if upload.status == "active":
+            raise Failure(Reason.UNAVAILABLE, "The chunk was not stored; send it again.", retry_after=1)
+        return upload
 
     async def clear(self, id: UUID) -> None:
         """After a write that does not count: removes what it has left of an upload that has ended meanwhile.

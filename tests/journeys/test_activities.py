@@ -101,11 +101,12 @@ async def test_a_form_without_the_file_is_refused(phone: Phone) -> None:
         ("multipart/form-data; boundary=b", b"--b\r\nno header\r\n\r\n--b--\r\n"),
         ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\ncut off'),
         ("multipart/form-data; boundary=b", b""),
+        ("multipart/form-data; boundary=\N{EURO SIGN}", b"x"),
     ],
 )
 async def test_what_is_no_form_is_refused(phone: Phone, content_type: str, body: bytes) -> None:
     answer = await phone.call(
-        "POST", f"/activities/{phone.user_id}", content=body, headers={"content-type": content_type}
+        "POST", f"/activities/{phone.user_id}", content=body, headers={"content-type": content_type.encode()}
     )
     assert (answer.status_code, set(answer.json())) == (400, {"detail"})
 

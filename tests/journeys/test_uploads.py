@@ -169,6 +169,7 @@ async def test_a_reader_who_has_the_file_gets_304(phone: Phone) -> None:
     tag = (await phone.call("HEAD", path)).headers["etag"]
     answer = await phone.call("GET", path, headers={"if-none-match": tag})
     assert (answer.status_code, answer.content) == (304, b"")
+    assert answer.headers["cache-control"] == "private, no-cache"  # a file that was deleted is gone for caches, too
 
 
 async def test_a_file_is_its_owners_alone(edge: Edge, phone: Phone) -> None:

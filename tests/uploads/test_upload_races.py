@@ -655,3 +655,37 @@ async def test_in_any_order_of_any_steps_there_is_one_outcome(
         await ended(here, upload, now.status, data)
     assert not [path for path in here.tree() if str(upload.id) in path and path.startswith("uploads/")]
     assert not list((here.root / "uploads").iterdir()), "a copy was left"
+
+
+class TestLostClaims:
+    async def test_a_chunk_whose_claim_was_given_back_is_not_acknowledged(
+        self, here: World, replicas: tuple[Replica, Replica]
+    ) -> None:
+        data, caller = os.urandom(3 * CHUNK), somebody()
+        upload = await begun(replicas[0], data, caller)
+        sender = Actor("chunk", chunk(replicas[0], upload, 1, data))
+        await sender.until_still(here.db)  # claimed, and about to be written
+
+        async def cut() -> AsyncIterator[bytes]:
+            yield piece(data, 0)  # a stream claims the next chunks with this one, and breaks off
+            raise ConnectionError
+
+        with pytest.raises(ConnectionError):
+            await replicas[1].streamed.content(upload, 0, cut())
+        sender.set_free()
+        assert await sender.task is Reason.UNAVAILABLE
+        assert await here.store.stored(upload.id) == [0]
+        assert (await chunk(replicas[0], upload, 1, data)).stored == 2
+
+    async def test_no_copy_of_a_contested_upload_stays_when_it_cannot_be_finalized(
+        self, here: World, replicas: tuple[Replica, Replica]
+    ) -> None:
+        data, caller = os.urandom(3 * CHUNK), somebody()
+        upload = await begun(replicas[0], data, caller, 0, 1, 2)
+        async with here.db.statements() as statements:
+            await statements.connection.execute("UPDATE uploads.uploads SET contested = true")
+        with here.part(upload.id).open("r+b") as part:
+            part.truncate(CHUNK)
+        for _ in range(2):
+            assert await finalized(replicas[0], caller, upload) in (Reason.FILE_CHECKSUM, Reason.UPLOAD_NOT_FOUND)
+            assert here.tree() == set()
