@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from services.uploads.uploads_domain import Asked
 
 if TYPE_CHECKING:
     from services.uploads.activity_parsing import ActivityParsing
+    from services.uploads.digests import Digests
     from services.uploads.finalizing_domain import Finalizer
     from services.uploads.links import Links
     from services.uploads.streamed_domain import Streamed
@@ -57,6 +57,7 @@ class Activities:
         self,
         store: UploadStore,
         uploads: Uploads,
+        digests: Digests,
         streamed: Streamed,
         finalizer: Finalizer,
         parsing: ActivityParsing,
@@ -69,6 +70,7 @@ class Activities:
         """`tell` adds to the outbox inside a transaction, `look` says that there is something in it."""
         self._store = store
         self._uploads = uploads
+        self._digests = digests
         self._streamed = streamed
         self._finalizer = finalizer
         self._parsing = parsing
@@ -87,11 +89,11 @@ class Activities:
             filename=recording.filename or f"activity.{summary.kind}",
             total_size=len(recording.data),
             mime_type=_MIME_TYPES[summary.kind],
-            file_hash=hashlib.sha256(recording.data).hexdigest(),
+            file_hash=(await self._digests.of(recording.data)).hex(),
         )
         upload = await self._uploads.start(caller, asked)
         if upload.status == "active":
-            await self._streamed.content(upload, 0, _once(recording.data))
+            await self._streamed.content(upload, 0, _pieces(recording.data, upload.chunk_size))
         if upload.status != "completed":
             await self._finalizer.finalize(caller, str(upload.id))
         return await self._note(upload, record_of(summary))
@@ -123,5 +125,6 @@ def own_id(caller: Principal, user_id: str) -> None:
         raise Failure(Reason.FORBIDDEN)
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+async def _pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]

@@ -55,7 +55,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         files = Files(store, blobs, links, add, look, now=utc_now)
         await stack.enter_async_context(finalizer.running())
         parsing = await stack.enter_async_context(activity_parsing())
-        activities = Activities(store, uploads, streamed, finalizer, parsing, links, add, look, now=utc_now)
+        activities = Activities(store, uploads, digests, streamed, finalizer, parsing, links, add, look, now=utc_now)
         sweeps = Sweeps(store, blobs, digests, now=utc_now)
         await stack.enter_async_context(sweeping(sweeps.round, config.sweep_interval))
         servicer = UploadServicer(limits, uploads, streamed, finalizer, files, activities)

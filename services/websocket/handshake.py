@@ -54,7 +54,7 @@ def opening_of(path: str, headers: Headers, peer: str) -> Opening:
 
     Raises Failure: FIELD_MISSING or FIELD_INVALID for the device, INVALID_TOKEN for what can't be one.
     """
-    query = parse_qs(path.partition("?")[2], keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+    query = _query(path)
     hello = pb.Hello(
         device_id=_device(query), domains=[name for text in query.get("domains", ()) for name in _list(text)]
     )

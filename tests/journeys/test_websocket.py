@@ -330,7 +330,15 @@ class TestEnds:
             assert (code, error["type"]) == (4400, "error")
             assert error["payload"]["code"] in ("SYNC_001", "SYNC_002")
 
-    @pytest.mark.parametrize("query", [{"cursor": "nonsense"}, {"domains": "nothing"}, {"os_version": "x" * 65}])
+    @pytest.mark.parametrize(
+        "query",
+        [
+            {"cursor": "nonsense"},
+            {"domains": "nothing"},
+            {"os_version": "x" * 65},
+            {f"p{number}": "" for number in range(65)},
+        ],
+    )
     async def test_a_bad_hello_is_4400(self, edge: Edge, phone: Phone, query: dict[str, str]) -> None:
         async with line(edge, phone.access_token, **query) as one:
             code, (error,) = await one.end()
