@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deploy.edge import ADMIN_SOCKET, envoy_part
@@ -12,7 +12,7 @@ from deploy.parts import ROOT, Part
 from deploy.postgres import postgres_part
 from deploy.redis import redis_part
 from deploy.settings import Settings
-from deploy.sockets import free_ports, socket_directory
+from deploy.sockets import free_ports, http_get, socket_directory
 
 SERVICES = ("auth", "sessions", "uploads", "health", "websocket")
 LOOPBACK = "127.0.0.1"
@@ -78,14 +78,8 @@ class Stack:
 
     def services(self) -> list[Part]:
         """Every service, as many processes of each as asked for, on one address per service."""
-        parts = []
-        for service in SERVICES:
-            for number in range(1, self.settings.workers + 1):
-                metrics = f"{LOOPBACK}:{self.ports[f'{service}-{number}']}"
-                name = f"{service}-{number}" if self.settings.workers > 1 else service
-                address = f"{LOOPBACK}:{self.ports[DOOR if service == WEBSOCKET_CLUSTER else service]}"
-                parts.append(self._module(f"services.{service}", name, url=address, SATCHEL_METRICS_ADDRESS=metrics))
-        return parts
+        numbers = range(1, self.settings.workers + 1)
+        return [self._process(service, number) for service in SERVICES for number in numbers]
 
     @property
     def admin(self) -> Path:
@@ -111,12 +105,25 @@ class Stack:
             pid_file=self.pid_file("envoy"),
         )
 
-    def _module(self, module: str, name: str, *, url: str = "", **extra: str) -> Part:
+    def _process(self, service: str, number: int) -> Part:
+        name = f"{service}-{number}" if self.settings.workers > 1 else service
+        # All processes of a service share its address; this one is each process's own.
+        own = (LOOPBACK, self.ports[f"{service}-{number}"])
+
+        async def ready() -> bool:
+            return (await http_get(own, "/readyz"))[0] == 200
+
+        return replace(
+            self._module(f"services.{service}", name, SATCHEL_METRICS_ADDRESS=f"{own[0]}:{own[1]}"),
+            url=f"{LOOPBACK}:{self.ports[DOOR if service == WEBSOCKET_CLUSTER else service]}",
+            ready=ready,
+        )
+
+    def _module(self, module: str, name: str, **extra: str) -> Part:
         return Part(
             name=name,
             command=[sys.executable, "-m", module],
             log=self.log(name),
-            url=url,
             env={**self.environment, **extra},
             pid_file=self.pid_file(name),
         )

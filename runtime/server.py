@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -38,12 +39,17 @@ Service = Callable[[Config, grpc.aio.Server], AbstractAsyncContextManager[None]]
 
 
 @asynccontextmanager
-async def serving(config: Config, services: Mapping[str, Service]) -> AsyncIterator[grpc.aio.Server]:
+async def serving(
+    config: Config, services: Mapping[str, Service], *, ready: threading.Event | None = None
+) -> AsyncIterator[grpc.aio.Server]:
     """Serves `services` (by their names in Config) for as long as the block runs, then drains.
+
+    `ready` is set while calls are taken.
 
     Raises runtime.contract.ContractError when an rpc has no policy, RuntimeError when an address is taken.
     """
     policies = contract.policies()
+    ready = ready or threading.Event()
     for name in services:
         await _migrated(config, name)
     async with AsyncExitStack() as stack:
@@ -77,10 +83,11 @@ async def serving(config: Config, services: Mapping[str, Service]) -> AsyncItera
         for address in dict.fromkeys(config.address(name) for name in services):
             server.add_insecure_port(address)
         await server.start()
-        stack.push_async_callback(_drain, server, checks, draining, config.drain_timeout)
+        stack.push_async_callback(_drain, server, checks, draining, ready, config.drain_timeout)
         await stack.enter_async_context(watch_revocations(auth, revocations))
         for name in ("", *(one.full_name for one in contract.services())):
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        ready.set()
         yield server
 
 
@@ -99,8 +106,9 @@ async def _until_signal(config: Config, services: Mapping[str, Service]) -> None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    serve_metrics(config.metrics_address)
-    async with serving(config, services):
+    ready = threading.Event()
+    serve_metrics(config.metrics_address, ready=ready.is_set)
+    async with serving(config, services, ready=ready):
         _settle_garbage()
         logger().info("serving", addresses={name: config.address(name) for name in services})
         await stop.wait()
@@ -125,9 +133,14 @@ async def _migrated(config: Config, service: str) -> None:
 
 
 async def _drain(
-    server: grpc.aio.Server, checks: health.aio.HealthServicer, draining: asyncio.Event, grace: float
+    server: grpc.aio.Server,
+    checks: health.aio.HealthServicer,
+    draining: asyncio.Event,
+    ready: threading.Event,
+    grace: float,
 ) -> None:
     """Tells probes first, so that no new call is sent here, then streams, then lets the calls in flight finish."""
+    ready.clear()
     await checks.enter_graceful_shutdown()
     draining.set()
     await server.stop(grace)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from socketserver import ThreadingMixIn
 from typing import Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import orjson
 import structlog
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
 
 RPC_SECONDS: Final = Histogram(
     "rpc_server_duration_seconds",
@@ -88,11 +93,33 @@ def logger() -> structlog.typing.FilteringBoundLogger:
     return log
 
 
-def serve_metrics(address: str) -> None:
-    """Serves this process's metrics at http://`address`/metrics from a thread; nothing when the address is empty."""
-    if address:
-        host, _, port = address.rpartition(":")
-        start_http_server(int(port), host)
+def serve_metrics(address: str, *, ready: Callable[[], bool]) -> None:
+    """Serves, from threads at http://`address`, /metrics and /readyz: 200 when `ready`, else 503.
+
+    Nothing when the address is empty. Raises OSError when it is taken.
+    """
+    if not address:
+        return
+    metrics: WSGIApplication = make_wsgi_app()
+
+    def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        if environment["PATH_INFO"] != "/readyz":
+            return metrics(environment, start)
+        start("200 OK" if ready() else "503 Service Unavailable", [("content-type", "application/json")])
+        return [_dumps({"ready": ready()})]
+
+    host, _, port = address.rpartition(":")
+    server = make_server(host, int(port), answer, _MetricsServer, _SilentHandler)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+class _MetricsServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """A probe every few seconds is nothing to tell."""
 
 
 def _dumps(event: dict[str, Any], **_: Any) -> bytes:
