@@ -15,12 +15,15 @@ from runtime.database import database
 from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret, signing_keys
 from runtime.mesh import SessionsClient, UploadsClient, channel
-from services.auth.domain import Accounts
+from services.auth.accounts_domain import Accounts, KnownAccounts
+from services.auth.accounts_servicer import AuthServicer
+from services.auth.accounts_store import AccountStore
 from services.auth.erasures_domain import Erasures
 from services.auth.erasures_store import ErasureStore
+from services.auth.events_store import EventStore
 from services.auth.passwords import Passwords, commonest
-from services.auth.servicer import AuthServicer
-from services.auth.store import AuthStore
+from services.auth.sign_ins_domain import SignIns
+from services.auth.sign_ins_store import SignInStore
 from services.auth.tokens import AccessTokens
 
 
@@ -36,14 +39,18 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
             erasures = Erasures(ErasureStore(db), elsewhere, now=utc_now)
             with closing(Passwords()) as passwords:
                 access_tokens = AccessTokens(signing_keys(config.keys))
-                accounts = Accounts(
-                    AuthStore(db),
-                    passwords,
+                store, events = AccountStore(db), EventStore(db)
+                known = KnownAccounts(store, now=utc_now)
+                sign_ins = SignIns(
+                    SignInStore(db),
+                    events,
                     access_tokens,
+                    account=known.account,
                     admin_email=config.admin_email,
-                    deleted=erasures.look,
                     now=utc_now,
                 )
-                auth_pb2_grpc.add_AuthServiceServicer_to_server(AuthServicer(accounts, access_tokens), server)
+                accounts = Accounts(store, events, passwords, sign_ins, deleted=erasures.look, now=utc_now)
+                servicer = AuthServicer(accounts, known, sign_ins, access_tokens)
+                auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
                 async with erasures.running():
                     yield

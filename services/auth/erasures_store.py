@@ -11,7 +11,7 @@ from sqlalchemy import bindparam
 
 from runtime.database import Database
 from services.auth.erasures_domain import Erasure
-from services.auth.store import erasures
+from services.auth.tables import erasures
 
 _DUE: Final = (
     sa.select(erasures.c.account_id)

@@ -19,10 +19,13 @@ from deploy.parts import running
 from runtime.config import SERVICES
 from runtime.database import Database, database
 from runtime.errors import Reason
-from services.auth.domain import Account, SignIn, Subscription
+from services.auth.accounts import Account, Subscription
+from services.auth.accounts_store import AccountStore
 from services.auth.erasures_domain import AGAIN_AFTER, Erasures
 from services.auth.erasures_store import ErasureStore
-from services.auth.store import AuthStore
+from services.auth.events_domain import Kind, SecurityEvent
+from services.auth.sign_ins_domain import Device, SignIn
+from services.auth.sign_ins_store import SignInStore
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import PASSWORD, Phone, device_session, puzzle_session
 from tests.polling import until
@@ -173,8 +176,8 @@ def sign_in_of(one: Account) -> SignIn:
     return SignIn(
         id=uuid4(),
         account_id=one.id,
-        device_name="",
-        ip="",
+        device=Device(name="", ip="", user_agent=""),
+        method="password",
         token_key=b"",
         current_digest=b"",
         create_time=NOW,
@@ -182,10 +185,14 @@ def sign_in_of(one: Account) -> SignIn:
     )
 
 
+def event_of(one: Account) -> SecurityEvent:
+    return SecurityEvent(kind=Kind.SIGNED_UP, account_id=one.id)
+
+
 async def deleted(db: Database) -> UUID:
-    store, one = AuthStore(db), account()
-    await store.create_account(one, "hash", sign_in_of(one))
-    assert await store.delete_account(one.id, NOW) == NOW
+    store, one = AccountStore(db), account()
+    await store.create(one, "hash", sign_in_of(one), event_of(one))
+    assert await store.delete(one.id, NOW, event_of(one)) == NOW
     return one.id
 
 
@@ -275,12 +282,12 @@ async def test_one_that_a_replica_took_down_with_it_is_taken_up_by_another(db: D
 
 
 async def test_no_sign_in_outlives_its_account_however_close_they_come(db: Database) -> None:
-    store = AuthStore(db)
+    store, sign_ins = AccountStore(db), SignInStore(db)
     for _ in range(30):
         one = account()
-        await store.create_account(one, "hash", sign_in_of(one))
-        signing_in = [store.create_sign_in(sign_in_of(one)) for _ in range(4)]
-        at_once = [*signing_in[:2], store.delete_account(one.id, NOW), *signing_in[2:]]
+        await store.create(one, "hash", sign_in_of(one), event_of(one))
+        signing_in = [sign_ins.create(sign_in_of(one), event_of(one)) for _ in range(4)]
+        at_once = [*signing_in[:2], store.delete(one.id, NOW, event_of(one)), *signing_in[2:]]
         outcomes = await asyncio.gather(*at_once, return_exceptions=True)
         assert outcomes[2] == NOW
         for index in (0, 1, 3, 4):

@@ -14,7 +14,7 @@ from psycopg import sql
 from runtime.config import SERVICES
 from runtime.database import database
 from runtime.migrations import head, migrate
-from services.auth import store as auth_store
+from services.auth import tables as auth_tables
 from services.sessions import records_store
 from tests.conftest import url_of
 
@@ -51,7 +51,7 @@ def test_a_service_without_tables_has_nothing_to_migrate(empty_database: str) ->
     assert schemas == []
 
 
-@pytest.mark.parametrize("tables", [auth_store.accounts.metadata, records_store.records.metadata])
+@pytest.mark.parametrize("tables", [auth_tables.accounts.metadata, records_store.records.metadata])
 def test_the_tables_of_the_code_are_those_of_the_migrations(tables: sa.MetaData, database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         for table in tables.sorted_tables:

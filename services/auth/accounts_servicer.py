@@ -9,8 +9,9 @@ from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
 
 from runtime.call import current, principal
 from runtime.clock import from_timestamp
-from services.auth import convert
-from services.auth.domain import Accounts
+from services.auth import accounts_convert as convert
+from services.auth.accounts_domain import Accounts, KnownAccounts
+from services.auth.sign_ins_domain import MAX_DEVICE_NAME_CHARS, Device, SignIns
 from services.auth.tokens import AccessTokens
 
 Context = ServicerContext[Any, Any]
@@ -19,8 +20,12 @@ Context = ServicerContext[Any, Any]
 class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     """satchel.auth.v1.AuthService."""
 
-    def __init__(self, accounts: Accounts, access_tokens: AccessTokens) -> None:
+    def __init__(
+        self, accounts: Accounts, known: KnownAccounts, sign_ins: SignIns, access_tokens: AccessTokens
+    ) -> None:
         self._accounts = accounts
+        self._known = known
+        self._sign_ins = sign_ins
         self._access_tokens = access_tokens
 
     async def SignUp(self, request: auth_pb2.SignUpRequest, context: Context) -> auth_pb2.SignUpResponse:
@@ -28,8 +33,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             email=request.email,
             password=request.password,
             tenant_id=request.tenant_id,
-            device_name=request.device_name or current.get().user_agent[:100],
-            ip=current.get().client_ip,
+            device=device_of(request.device_name),
         )
         return convert.sign_up_response(account, tokens)
 
@@ -37,21 +41,20 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         account, tokens = await self._accounts.sign_in(
             email=request.email,
             password=request.password,
-            device_name=request.device_name or current.get().user_agent[:100],
-            ip=current.get().client_ip,
+            device=device_of(request.device_name),
         )
         return convert.sign_in_response(account, tokens)
 
     async def Refresh(self, request: auth_pb2.RefreshRequest, context: Context) -> auth_pb2.RefreshResponse:
-        tokens = await self._accounts.refresh(request.refresh_token)
+        tokens = await self._sign_ins.refresh(request.refresh_token)
         return auth_pb2.RefreshResponse(access_token=tokens.access, refresh_token=tokens.refresh)
 
     async def SignOut(self, request: auth_pb2.SignOutRequest, context: Context) -> auth_pb2.SignOutResponse:
-        ended = await self._accounts.sign_out(principal(), request.scope)
+        ended = await self._sign_ins.sign_out(principal(), request.scope)
         return auth_pb2.SignOutResponse(signed_out=ended)
 
     async def GetMe(self, request: auth_pb2.GetMeRequest, context: Context) -> auth_pb2.GetMeResponse:
-        return convert.me_response(await self._accounts.account(principal().user_id))
+        return convert.me_response(await self._known.account(principal().user_id))
 
     async def DeleteMe(self, request: auth_pb2.DeleteMeRequest, context: Context) -> auth_pb2.DeleteMeResponse:
         caller = principal()
@@ -60,7 +63,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     async def GetSubscriptionStatus(
         self, request: auth_pb2.GetSubscriptionStatusRequest, context: Context
     ) -> auth_pb2.GetSubscriptionStatusResponse:
-        account = await self._accounts.account(principal().user_id)
+        account = await self._known.account(principal().user_id)
         return convert.subscription_response(account.subscription)
 
     async def GetJwks(self, request: auth_pb2.GetJwksRequest, context: Context) -> auth_pb2.GetJwksResponse:
@@ -70,4 +73,10 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self, request: auth_pb2.ListRevokedSignInsRequest, context: Context
     ) -> auth_pb2.ListRevokedSignInsResponse:
         since = from_timestamp("since", request.since) if request.HasField("since") else None
-        return convert.revoked_response(*await self._accounts.revoked_since(since))
+        return convert.revoked_response(*await self._sign_ins.revoked_since(since))
+
+
+def device_of(name: str) -> Device:
+    """Where the call that is being served comes from, under the name that it gives itself."""
+    call = current.get()
+    return Device(name=name or call.user_agent[:MAX_DEVICE_NAME_CHARS], ip=call.client_ip, user_agent=call.user_agent)

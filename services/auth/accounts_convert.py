@@ -10,7 +10,8 @@ from google.protobuf.struct_pb2 import NULL_VALUE, Value
 from satchel.auth.v1 import auth_pb2
 
 from runtime.clock import format_time, to_timestamp
-from services.auth.domain import Account, Subscription, Tokens
+from services.auth.accounts import Account, Subscription
+from services.auth.sign_ins_domain import Tokens
 
 
 def user_to_pb(account: Account) -> auth_pb2.User:

@@ -1,0 +1,113 @@
+"""Owns the rules of accounts: who may have one, how its owner is known by a password, how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+from uuid import UUID, uuid4
+
+from runtime.call import Principal
+from runtime.coalesce import Coalesced
+from runtime.errors import Failure, Reason, invalid, missing
+from services.auth.accounts import FREE_TIER, Account, Subscription, parse_email
+from services.auth.events_domain import Kind, SecurityEvent
+from services.auth.passwords import Passwords, check_password
+from services.auth.sign_ins_domain import Device, SignIns, Tokens, check_device_name
+
+if TYPE_CHECKING:
+    from services.auth.accounts_store import AccountStore
+    from services.auth.events_store import EventStore
+
+DEFAULT_TENANT: Final = 1
+BY_PASSWORD: Final = "password"  # noqa: S105  # the name of a method
+
+
+class KnownAccounts:
+    """Accounts as they stand; many who ask at once share one statement."""
+
+    def __init__(self, store: AccountStore, *, now: Callable[[], datetime]) -> None:
+        self._by_id = Coalesced(store.accounts)
+        self._now = now
+
+    async def account(self, account_id: UUID) -> Account:
+        """An account. Raises Failure(INVALID_TOKEN) when it is gone: a token was all that was left."""
+        account = await self._by_id.get(account_id)
+        if account is None:
+            raise Failure(Reason.INVALID_TOKEN)
+        return account.at(self._now())
+
+
+class Accounts:
+    """Sign-up, sign-in by password, and the end of an account."""
+
+    def __init__(
+        self,
+        store: AccountStore,
+        events: EventStore,
+        passwords: Passwords,
+        sign_ins: SignIns,
+        *,
+        deleted: Callable[[], None],
+        now: Callable[[], datetime],
+    ) -> None:
+        """`deleted` is told that an account was deleted, and that there is something to erase elsewhere."""
+        self._store = store
+        self._events = events
+        self._passwords = passwords
+        self._sign_ins = sign_ins
+        self._deleted = deleted
+        self._now = now
+
+    async def sign_up(self, *, email: str, password: str, tenant_id: int, device: Device) -> tuple[Account, Tokens]:
+        """A new account, signed in. Raises Failure: FIELD_MISSING, FIELD_INVALID, EMAIL_REGISTERED."""
+        address = parse_email(email)
+        check_password(password)
+        if tenant_id < 0:
+            raise invalid("tenant_id", "must be 1 or more")
+        check_device_name(device.name)
+        account = Account(
+            id=uuid4(),
+            email=address,
+            tenant_id=tenant_id or DEFAULT_TENANT,
+            role="user",
+            create_time=self._now(),
+            subscription=Subscription(tier=FREE_TIER, status="inactive", end_time=None, cancel_at_period_end=False),
+        )
+        password_hash = await self._passwords.hash(password)
+        sign_in, tokens = self._sign_ins.prepare(account, device, BY_PASSWORD)
+        event = SecurityEvent(
+            kind=Kind.SIGNED_UP, account_id=account.id, sign_in_id=sign_in.id, detail={"method": BY_PASSWORD}
+        )
+        await self._store.create(account, password_hash, sign_in, event)
+        return account, tokens
+
+    async def sign_in(self, *, email: str, password: str, device: Device) -> tuple[Account, Tokens]:
+        """A new sign-in. Raises Failure: FIELD_MISSING, or INVALID_CREDENTIALS whichever of the two was wrong."""
+        if not email.strip():
+            raise missing("email")
+        if not password:
+            raise missing("password")
+        check_device_name(device.name)
+        try:
+            address = parse_email(email)
+        except Failure:
+            address = ""  # nobody's; it takes as long to refuse as anybody's
+        found = await self._store.account_by_email(address)
+        if not await self._passwords.verify(found[1] if found else None, password) or found is None:
+            await self._events.record(
+                SecurityEvent(
+                    kind=Kind.SIGN_IN_FAILED, account_id=found[0].id if found else None, detail={"method": BY_PASSWORD}
+                ),
+                self._now(),
+            )
+            raise Failure(Reason.INVALID_CREDENTIALS)
+        account = found[0].at(self._now())
+        return account, await self._sign_ins.begin(account, device, BY_PASSWORD)
+
+    async def delete(self, caller: Principal) -> datetime:
+        """Ends the caller's account and all its sign-ins; returns when, also the second time."""
+        event = SecurityEvent(kind=Kind.ACCOUNT_DELETED, account_id=caller.user_id, sign_in_id=caller.sign_in_id)
+        delete_time = await self._store.delete(caller.user_id, self._now(), event)
+        self._deleted()
+        return delete_time
