@@ -85,9 +85,16 @@ class Sender:
         return str((await self._stub.InitUpload(asked, metadata=metadata(self.token))).upload_id)
 
     async def finalize(self, upload_id: str) -> None:
-        await self._stub.FinalizeUpload(
-            uploads_pb2.FinalizeUploadRequest(upload_id=upload_id), metadata=metadata(self.token)
-        )
+        asked = uploads_pb2.FinalizeUploadRequest(upload_id=upload_id)
+        while True:
+            try:
+                await self._stub.FinalizeUpload(asked, metadata=metadata(self.token))
+                return
+            except grpc.aio.AioRpcError as error:
+                # Where many files are put together at once, a phone is told to ask again.
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.5)
 
     async def delete(self, upload_id: str) -> None:
         """The file that the upload has become."""

@@ -7,10 +7,10 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import grpc
 import psycopg
@@ -31,8 +31,12 @@ from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, log
 # What the transcoder of the edge adds to a call that came in as JSON.
 REST_MARK: Final = "x-envoy-original-path"
 
+# Seconds in which a large request is expected to come in; the edge has all of it when the call begins.
+SEND_WITHIN: Final = 1.0
+
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+T = TypeVar("T")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
@@ -78,6 +82,9 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: Handler, policy: Policy) -> Handler:
         guard = _Guard(self, policy, handler)
+        if guard.turns is not None:
+            # On the wire a stream of one message is no different; but the server reads it when we ask for it.
+            return grpc.stream_unary_rpc_method_handler(guard.one_in_turn, None, handler.response_serializer)
         # Requests are decoded inside the guard: one that is no valid message gets an answer of ours.
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(guard.stream_stream, None, handler.response_serializer)
@@ -124,7 +131,9 @@ class _Guard:
     def __init__(self, contract: ContractInterceptor, policy: Policy, handler: Handler) -> None:
         self._contract = contract
         self._policy = policy
-        self._decode = handler.request_deserializer or (lambda data: data)
+        decode, at_once = getattr(handler.unary_unary, "turns", (handler.request_deserializer, 0))
+        self._decode = decode or bytes
+        self.turns = _Turns(at_once) if at_once else None
         self._handler = handler
         self._answer = _generator(handler.unary_stream or handler.stream_stream)
         service, method = policy.service, policy.method.rpartition("/")[2]
@@ -140,6 +149,19 @@ class _Guard:
                     request = self._read(data)
                     await self._contract.admit(call, request)
                     response = await cast(Any, self._handler.unary_unary)(request, context)
+                await _send_headers(call, context)
+                return response
+            except Exception as error:
+                await self._refuse(error, call, context, outcome)
+
+    async def one_in_turn(self, _: AsyncIterator[bytes], context: ServicerContext[Any, Any]) -> Any:
+        call = _begin(self._policy, context)
+        with self._measured(call) as outcome:
+            try:
+                async with asyncio.timeout(self._contract.call_timeout):
+                    await self._contract.admit(call, None)
+                    async with cast(_Turns, self.turns).next(context) as data:
+                        response = await cast(Any, self._handler.unary_unary)(self._read(data), context)
                 await _send_headers(call, context)
                 return response
             except Exception as error:
@@ -268,6 +290,55 @@ class _Measured:
         if kind is None or not issubclass(kind, GeneratorExit):
             # A stream that is closed from outside ends in another context, which has nothing to reset.
             current.reset(self._token)
+
+
+def taken_in_turn(decode: Callable[[bytes], Any], *, at_once: int) -> Callable[[T], T]:
+    """Marks a unary rpc whose requests are large: so many of them are in memory at once, and the others wait outside.
+
+    A request is then read when the call has been let in, by `decode`, which raises DecodeError as its type's parser.
+    """
+
+    def mark(method: T) -> T:
+        cast(Any, method).turns = (decode, at_once)
+        return method
+
+    return mark
+
+
+class _Turns:
+    """How many large requests are in memory at once."""
+
+    def __init__(self, at_once: int) -> None:
+        self._free = asyncio.Semaphore(at_once)
+
+    @asynccontextmanager
+    async def next(self, context: ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        """The request of a call, when its turn has come. Raises Failure(MALFORMED_REQUEST) if there is none.
+
+        A sender that takes its time with it gives its turn up meanwhile: slow ones must not hold up the others.
+        """
+        await self._free.acquire()
+        holding = True
+
+        def give_up() -> None:
+            nonlocal holding
+            holding = False
+            self._free.release()
+
+        patience = asyncio.get_running_loop().call_later(SEND_WITHIN, give_up)
+        try:
+            message = await context.read()
+            if message is grpc.aio.EOF:
+                raise Failure(Reason.MALFORMED_REQUEST, "The call came without a request.")
+            patience.cancel()
+            if not holding:
+                await self._free.acquire()
+                holding = True
+            yield message
+        finally:
+            patience.cancel()
+            if holding:
+                self._free.release()
 
 
 def _generator(handler: Any) -> Callable[[Any, ServicerContext[Any, Any]], AsyncGenerator[Any]]:

@@ -28,8 +28,10 @@ NICE: Final = 19
 # Uploads whose hash is kept as far as it goes; of others the file is read when it is finalized.
 MAX_RUNNING: Final = 1000
 # Chunks that wait in memory for those before them; others are read from the store when it is their turn.
-MAX_HELD: Final = 32
+MAX_HELD: Final = 16
 MAX_AHEAD: Final = 4
+# Chunks that are hashed for their wholes, or read from the store for it, at once.
+MAX_HASHED: Final = 8
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ class _Running:
         """The first chunk that is not in it."""
         self.ready: set[int] = set()
         """Chunks that are stored, from `next` on, as far as this process knows."""
-        self.held: dict[int, bytes] = {}
+        self.held: dict[int, bytes | memoryview] = {}
         self.task: asyncio.Task[None] | None = None
         self.hurry = asyncio.Event()
         """Set once somebody waits for it; until then its turn comes when there is nothing else to do."""
@@ -69,13 +71,14 @@ class Digests:
         self._pool = pool
         self._idle_pool = idle_pool
         self._running: OrderedDict[UUID, _Running] = OrderedDict()
+        self._room = asyncio.Semaphore(MAX_HASHED)
         self._checking = 0
         """Chunks whose senders wait for their hash."""
         self._quiet = asyncio.Event()
         """Set while there are none."""
         self._quiet.set()
 
-    async def of(self, data: bytes) -> bytes:
+    async def of(self, data: bytes | memoryview) -> bytes:
         """The sha256 of some bytes."""
         self._checking += 1
         self._quiet.clear()
@@ -86,7 +89,7 @@ class Digests:
             if not self._checking:
                 self._quiet.set()
 
-    def stored(self, upload: Upload, index: int, data: bytes, *, checked: bool = True) -> None:
+    def stored(self, upload: Upload, index: int, data: bytes | memoryview, *, checked: bool = True) -> None:
         """The bytes of a chunk are in the store; goes on with the hash of the whole as far as it can.
 
         `checked`: they were compared with a hash of their own, so that the one of the whole may wait.
@@ -154,24 +157,18 @@ class Digests:
             running.move()
 
     async def _advance(self, upload: Upload, running: _Running) -> None:
-        """Hashes chunk after chunk; while one is hashed the next one is read."""
-        ahead: asyncio.Task[bytes] | None = None
-        try:
-            while running.next in running.ready:
-                if not running.hurry.is_set() and not self._quiet.is_set():
-                    await _either(self._quiet, running.hurry)
+        while running.next in running.ready:
+            if not running.hurry.is_set() and not self._quiet.is_set():
+                await _either(self._quiet, running.hurry)
+            async with self._room:
                 index = running.next
-                data = running.held.pop(index, None) or await (ahead or self._read(upload, index))
-                following = index + 1 in running.ready and index + 1 not in running.held
-                ahead = asyncio.create_task(self._read(upload, index + 1)) if following else None
+                data = running.held.pop(index, None) or await self._read(upload, index)
                 pool = self._pool if running.hurry.is_set() else self._idle_pool
                 await self._run(pool, partial(running.sha256.update, data))
-                running.ready.discard(index)
-                running.next += 1
-                running.move()
-        finally:
-            if ahead is not None:
-                ahead.cancel()
+                del data  # before it waits for its next turn
+            running.ready.discard(index)
+            running.next += 1
+            running.move()
 
     async def _read(self, upload: Upload, index: int) -> bytes:
         return await self._blobs.read_chunk(upload.id, index, index * upload.chunk_size, upload.size_of(index))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 import structlog
 
@@ -57,20 +55,13 @@ class DirectoryBlobs:
         except OSError as error:
             raise ConfigError(f"SATCHEL_BLOBS: {root} cannot be written ({error.strerror})") from error
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
-        # A part is open for as long as somebody writes to it, once for all who do.
-        self._parts: WeakValueDictionary[UUID, _Part] = WeakValueDictionary()
 
     def close(self) -> None:
         """Waits for the reads and writes in progress."""
         self._threads.shutdown()
 
     async def write_chunk(self, upload_id: UUID, index: int, offset: int, data: bytes | memoryview) -> None:
-        part = self._parts.get(upload_id)
-        if part is None:
-            part = self._parts[upload_id] = _Part(self._part(upload_id), self._names, self._run)
-        failures = part.failures
-        await self._run(part.write, offset, data)
-        await part.synced(failures)
+        await self._run(_write, self._part(upload_id), self._names, offset, data)
 
     async def read_chunk(self, upload_id: UUID, index: int, offset: int, size: int) -> bytes:
         return await self._run(_read_chunk, self._part(upload_id), offset, size)
@@ -164,67 +155,6 @@ class DirectoryBlobs:
             raise BlobError("the file store does not work") from error
 
 
-class _Part:
-    """A file that chunks are written to. It is closed when nobody holds it any more, in a thread or out of one."""
-
-    def __init__(self, path: Path, names: _Names, run: Callable[[Callable[[int], None], int], Awaitable[None]]) -> None:
-        self._path, self._names, self._run = path, names, run
-        self._opening = threading.Lock()
-        self._descriptor = CLOSED
-        self.failures = 0
-        """How often the disk has said that it did not take what was written."""
-        self._waiting: list[asyncio.Future[None]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Writes in place, in a thread. Not durable yet."""
-        with self._opening:
-            if self._descriptor == CLOSED:
-                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | FLAGS, 0o600)
-                self._names.keep(self._path)
-        rest = memoryview(data)
-        while rest:
-            written = os.pwrite(self._descriptor, rest, offset)
-            rest, offset = rest[written:], offset + written
-
-    async def synced(self, failures: int) -> None:
-        """Returns when all that was written before this call, and after there were so many `failures`, is durable."""
-        await self._next_sync()
-        # The system tells of what it has lost once, and not whose it was: the next fdatasync knows nothing of it.
-        if self.failures != failures:
-            raise BlobError("the file store does not work")
-
-    def _next_sync(self) -> asyncio.Future[None]:
-        loop = asyncio.get_running_loop()
-        # One for each caller, so that the cancellation of one does not reach the others.
-        future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(future)
-        if self._task is None:
-            self._task = loop.create_task(self._sync(), name="fdatasync")
-        return future
-
-    async def _sync(self) -> None:
-        # What was written while one fdatasync runs may have come too late for it, and shares the next one.
-        while self._waiting:
-            served, self._waiting = self._waiting, []
-            try:
-                await self._run(_sync_data, self._descriptor)
-            except Exception as error:
-                self.failures += 1
-                for future in served:
-                    if not future.done():
-                        future.set_exception(error)
-            else:
-                for future in served:
-                    if not future.done():
-                        future.set_result(None)
-        self._task = None
-
-    def __del__(self) -> None:
-        if self._descriptor != CLOSED:
-            os.close(self._descriptor)
-
-
 class _File:
     """A file that is read. It is closed when nobody holds it any more: not under a thread whose reader has gone."""
 
@@ -272,6 +202,23 @@ def _sync_data(descriptor: int) -> None:
         os.fdatasync(descriptor)
     else:  # macOS
         os.fsync(descriptor)
+
+
+def _write(part: Path, names: _Names, offset: int, data: bytes | memoryview) -> None:
+    """Writes in place; durable when it returns.
+
+    Opened for this write alone: the system tells of what it has lost once for each opening, and not whose it was.
+    """
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | FLAGS, 0o600)
+    try:
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(descriptor, rest, offset)
+            rest, offset = rest[written:], offset + written
+        _sync_data(descriptor)
+    finally:
+        os.close(descriptor)
+    names.keep(part)
 
 
 def _read_chunk(part: Path, offset: int, size: int) -> bytes:

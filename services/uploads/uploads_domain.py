@@ -234,7 +234,7 @@ class Uploads:
             upload = alive(await self._store.find(upload.id), self.now())
         return Status(upload=upload, stored=stored if upload.status == "active" else range(upload.chunks))
 
-    async def chunk(self, upload: Upload, index: int, data: bytes, checksum: str) -> Progress:
+    async def chunk(self, upload: Upload, index: int, data: bytes | memoryview, checksum: str) -> Progress:
         """Stores one chunk; the same chunk again is harmless.
 
         Raises Failure: FIELD_MISSING, FIELD_INVALID, CHUNK_CHECKSUM, those of `find`, UNAVAILABLE.

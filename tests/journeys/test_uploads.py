@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
+from services.uploads.servicer import CHUNKS_AT_ONCE
 from tests.conftest import Edge
 from tests.factories import Phone
 
@@ -201,3 +204,31 @@ async def test_files_are_listed_and_deleted(phone: Phone) -> None:
     for _ in range(2):
         assert (await phone.call("DELETE", f"/api/v1/files/{gone['id']}")).json() == {"deleted": True}
     assert (await phone.call("GET", httpx.URL(gone["file_url"]).path)).status_code == 404
+
+
+UPLOAD_CHUNK = "/satchel.uploads.v1.UploadService/UploadChunk"
+
+
+async def test_senders_who_never_send_do_not_stop_the_others(edge: Edge, phone: Phone) -> None:
+    data = pdf(CHUNK + 5)
+    upload_id = (await start(phone, data)).json()["upload_id"]
+    metadata = (("authorization", f"Bearer {phone.access_token}"),)
+    async with grpc.aio.insecure_channel(edge.mesh.address("uploads")) as channel:
+        begin = channel.stream_unary(UPLOAD_CHUNK)
+        slow = [begin(metadata=metadata, timeout=60) for _ in range(2 * CHUNKS_AT_ONCE)]
+        for call in slow:
+            await call.wait_for_connection()
+        answers = await asyncio.gather(*(send(phone, upload_id, index, data) for index in range(2)))
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert not any(call.done() for call in slow)
+        for call in slow:
+            call.cancel()
+
+
+async def test_a_chunk_without_a_request_is_refused(edge: Edge, phone: Phone) -> None:
+    async with grpc.aio.insecure_channel(edge.mesh.address("uploads")) as channel:
+        call = channel.stream_unary(UPLOAD_CHUNK)(metadata=(("authorization", f"Bearer {phone.access_token}"),))
+        await call.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 
 from runtime.call import Principal
 from runtime.errors import Failure, Reason
-from services.uploads.directory_blobs import _Part
 from services.uploads.finalizing_domain import Receipt
 from services.uploads.uploads_domain import Upload
 from tests.uploads.replicas import (
@@ -169,21 +169,26 @@ class TestChunks:
         await ended(here, upload, "completed", data)
 
     async def test_a_sender_who_has_the_part_open_at_the_end_does_not_reach_the_file_either(
-        self, here: World, replicas: tuple[Replica, Replica]
+        self, here: World, replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        data, caller = os.urandom(2 * CHUNK), somebody()
-        upload = await begun(replicas[0], data, caller)
-        real = replicas[0].blobs.real
-        # A write in progress keeps the part open, and what is written next goes there by whatever name it has by then.
-        kept = real._parts[upload.id] = _Part(here.part(upload.id), real._names, real._run)
-        await chunk(replicas[0], upload, 1, data)
-        late = Actor("late", chunk(replicas[0], upload, 0, os.urandom(2 * CHUNK)))
-        await late.until_still(here.db)
+        data, other, caller = os.urandom(2 * CHUNK), os.urandom(2 * CHUNK), somebody()
+        upload = await begun(replicas[0], data, caller, 1)
+        opened, go, real = threading.Event(), threading.Event(), os.pwrite
+
+        def pwrite(descriptor: int, piece: memoryview, offset: int) -> int:
+            if piece == other[:CHUNK]:
+                opened.set()
+                assert go.wait(30)
+            return real(descriptor, piece, offset)
+
+        # What is written to what is open goes there, by whatever name it has by then.
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        late = asyncio.create_task(chunk(replicas[0], upload, 0, other))
+        assert await asyncio.to_thread(opened.wait, 30)
         await chunk(replicas[1], upload, 0, data)
         assert isinstance(await finalized(replicas[1], caller, upload), Receipt)
-        late.set_free()
-        assert await late.task is not None
-        assert real._parts[upload.id] is kept
+        go.set()
+        assert await late is not None
         await ended(here, upload, "completed", data)
 
 
