@@ -145,7 +145,10 @@ class BucketBlobs:
         return await self._answer(get())
 
     async def _range(self, path: str, start: int, end: int) -> memoryview:
-        return memoryview(await self._answer(self._store.get_range_async(path, start=start, end=end)))
+        data = memoryview(await self._answer(self._store.get_range_async(path, start=start, end=end)))
+        if len(data) != end - start:
+            raise BlobMissing(f"the file has {len(data)} of {end - start} bytes from {start} on")
+        return data
 
     async def _delete(self, paths: list[str]) -> None:
         # Some clouds say so when there was nothing to delete.

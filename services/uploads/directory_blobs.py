@@ -235,9 +235,12 @@ class _File:
             raise BlobMissing(f"the file ends at {size}")
 
     def read(self, start: int, end: int) -> list[bytes]:
-        """The next READ bytes, in pieces."""
+        """The next READ bytes, in pieces. Raises BlobMissing when the file was cut since it was opened."""
         end = min(end, start + READ)
-        return [os.pread(self._descriptor, min(PIECE, end - at), at) for at in range(start, end, PIECE)]
+        pieces = [os.pread(self._descriptor, min(PIECE, end - at), at) for at in range(start, end, PIECE)]
+        if (found := sum(map(len, pieces))) != end - start:
+            raise BlobMissing(f"the file has {found} of {end - start} bytes from {start} on")
+        return pieces
 
     def __del__(self) -> None:
         if self._descriptor != CLOSED:
