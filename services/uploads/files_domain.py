@@ -48,6 +48,11 @@ class Reading:
     known: bool
     """Whether the reader has it already, and gets nothing."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether a part was asked for that the file does not have."""
+        return self.partial and self.start >= self.end
+
 
 @dataclass(frozen=True, kw_only=True)
 class Erased:
@@ -98,7 +103,7 @@ class Files:
     def reading(self, file: Upload, wanted: Wanted) -> Reading:
         """Which bytes of the file are read: RFC 9110, sections 13 and 14.
 
-        A range that cannot be read, and several at once, count as none. Raises Failure(RANGE_NOT_SATISFIABLE).
+        A range that cannot be read, and several at once, count as none.
         """
         tag = f'"{file.file_hash.hex()}"'
         tags = [one.strip().removeprefix("W/") for one in wanted.if_none_match.split(",")]
@@ -114,8 +119,6 @@ class Files:
             start, end = int(first), min(int(last) + 1, file.total_size) if last else file.total_size
             if last and int(last) < start:
                 return Reading(upload=file, start=0, end=file.total_size, partial=False, known=False)
-        if start >= end:
-            raise Failure(Reason.RANGE_NOT_SATISFIABLE, f"The file has {file.total_size} bytes.")
         return Reading(upload=file, start=start, end=end, partial=True, known=False)
 
     async def bytes_of(self, reading: Reading) -> AsyncIterator[bytes]:
@@ -181,6 +184,12 @@ class Files:
                 files, uploads = files + is_file, uploads + (not is_file)
         await self._store.forget_user(user)
         return Erased(uploads=uploads, files=files)
+
+
+def check_not_empty(reading: Reading) -> None:
+    """Raises Failure(RANGE_NOT_SATISFIABLE) for a part that the file does not have."""
+    if reading.empty:
+        raise Failure(Reason.RANGE_NOT_SATISFIABLE, f"The file has {reading.upload.total_size} bytes.")
 
 
 def _own(file: Upload | None, caller: Principal, *, also: tuple[str, ...] = ()) -> Upload:

@@ -16,7 +16,7 @@ from runtime.clock import to_timestamp
 from runtime.paging import decode_token, next_token, page_size
 from services.uploads import convert
 from services.uploads.activities_domain import Activities, own_id
-from services.uploads.files_domain import Files, Reading
+from services.uploads.files_domain import Files, Reading, check_not_empty
 from services.uploads.finalizing_domain import Finalizer
 from services.uploads.forms import recording_of
 from services.uploads.limits_domain import UploadLimits
@@ -46,7 +46,7 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         self._activities = activities
 
     async def GetUploadLimits(self, request: pb.GetUploadLimitsRequest, context: Context) -> pb.GetUploadLimitsResponse:
-        return convert.limits_response(self._limits)
+        return convert.limits_response(self._limits, await self._uploads.room(principal()))
 
     async def InitUpload(self, request: pb.InitUploadRequest, context: Context) -> pb.InitUploadResponse:
         upload = await self._uploads.start(principal(), convert.asked_from_pb(request))
@@ -100,8 +100,9 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
     async def _reading(self, request: pb.GetFileRequest | pb.HeadFileRequest) -> Reading:
         file = await self._files.open(principal_if_any(), request.name, request.expires, request.signature)
         reading = self._files.reading(file, convert.wanted_of(header))
-        answer_status(304 if reading.known else 206 if reading.partial else 200)
         answer_headers(*convert.file_headers(reading))
+        check_not_empty(reading)
+        answer_status(304 if reading.known else 206 if reading.partial else 200)
         return reading
 
     async def CreateSignedUrl(self, request: pb.CreateSignedUrlRequest, context: Context) -> pb.CreateSignedUrlResponse:

@@ -90,6 +90,16 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Room:
+    """Bytes of a user's files and of uploads on their way."""
+
+    quota: int
+    """That there may be."""
+    used: int
+    """That there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How much of an upload is stored."""
 
@@ -204,6 +214,11 @@ class Uploads:
             expire_time=until,
             finish_time=None,
         )
+
+    async def room(self, caller: Principal) -> Room:
+        """How much the caller's files may take, and how much they do."""
+        used = await self._store.used(caller.user_id, self.now())
+        return Room(quota=self._limits.quota_of(caller.tier), used=used)
 
     async def find(self, caller: Principal, upload_id: str) -> Upload:
         """An upload of the caller. Raises Failure: UPLOAD_NOT_FOUND, UPLOAD_FORBIDDEN, UPLOAD_EXPIRED."""

@@ -211,6 +211,11 @@ class UploadStore:
             cursor = await statements.connection.execute(_FILES, [user_id, time, id, limit], prepare=True)
             return [upload_of(row) for row in await cursor.fetchall()]
 
+    async def used(self, user_id: UUID, now: datetime) -> int:
+        """Bytes of the user's files and of those that are on their way."""
+        async with self._database.statements() as statements:
+            return await _used(statements.connection, user_id, now)
+
     async def living_of(self, user_id: UUID, limit: int) -> list[UUID]:
         """Up to `limit` of the user's uploads and files."""
         async with self._database.statements() as statements:
@@ -243,9 +248,7 @@ class Starting:
 
     async def used(self, now: datetime) -> int:
         """Bytes of the user's files and of those that are on their way."""
-        cursor = await self._connection.execute(_USED, [self._user_id, now], prepare=True)
-        row = await cursor.fetchone()
-        return int(row["bytes"]) if row else 0
+        return await _used(self._connection, self._user_id, now)
 
     async def insert(self, upload: Upload) -> None:
         """Stores a new upload."""
@@ -262,6 +265,11 @@ class Starting:
 async def _one(connection: Connection, statement: str, values: Sequence[Any]) -> Upload | None:
     row = await (await connection.execute(statement, values, prepare=True)).fetchone()
     return upload_of(row) if row else None
+
+
+async def _used(connection: Connection, user_id: UUID, now: datetime) -> int:
+    row = await (await connection.execute(_USED, [user_id, now], prepare=True)).fetchone()
+    return int(row["bytes"]) if row else 0
 
 
 async def _stored(connection: Connection, id: UUID) -> list[int]:

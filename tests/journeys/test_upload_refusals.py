@@ -79,6 +79,7 @@ FILES = {
     "image/png": png(),
     "image/webp": riff(b"WEBP", b"VP8 " + struct.pack("<I", 24) + b"\x30\x01\x00" + PIXEL),
     "image/heic": boxes(b"heic", b"mif1", b"heic"),
+    "image/heif": boxes(b"mif1", b"mif1", b"miaf"),
     "application/pdf": b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n",
     "text/plain": "Größe 5 ☕\n".encode(),
     "text/csv": b"\xef\xbb\xbfday,km\r\n1,5\r\n",
@@ -299,6 +300,35 @@ class TestStarts:
         file_id = await stored(phone, data, mime_type=mime_type)
         answer = await phone.call("GET", f"/files/{file_id}.{TYPES[mime_type].mime_types[mime_type]}")
         assert (answer.content, answer.headers["content-type"]) == (data, mime_type)
+
+    @pytest.mark.parametrize("mime_type", ["image/heic", "image/heif"])
+    @pytest.mark.parametrize(
+        ("brand", "compatible"),
+        [
+            (b"heic", (b"mif1", b"heic")),
+            (b"heic", (b"mif1", b"MiHB", b"MiHE", b"MiPr", b"miaf", b"heic", b"tmap")),
+            (b"heix", (b"mif1", b"heix", b"miaf")),
+            (b"hevc", (b"msf1", b"hevc", b"iso8")),
+            (b"mif1", (b"mif1", b"heic", b"hevc")),
+            (b"mif1", (b"heix",)),
+            (b"msf1", (b"msf1", b"hevc")),
+            (b"heif", ()),
+        ],
+        ids=lambda value: value.decode() if isinstance(value, bytes) else None,
+    )
+    async def test_the_pictures_of_all_phones_are_known(
+        self, phone: Phone, mime_type: str, brand: bytes, compatible: tuple[bytes, ...]
+    ) -> None:
+        data = boxes(brand, *compatible) + uuid4().bytes
+        await stored(phone, data, mime_type=mime_type)
+
+    @pytest.mark.parametrize(
+        "data", [boxes(b"avif", b"mif1", b"miaf"), boxes(b"mif1", b"avif"), boxes(b"mp42", b"heic"), b"\0\0\0\1ftyp"]
+    )
+    async def test_what_only_looks_like_such_a_picture_has_failed(self, phone: Phone, data: bytes) -> None:
+        upload_id = await begun(phone, data, mime_type="image/heic")
+        assert (await put(phone, upload_id, data)).status_code == 200
+        assert refusal(await finalize(phone, upload_id), 400, "SYNC_001") == [("mime_type", "MISMATCH")]
 
     @pytest.mark.parametrize("mime_type", [one for one in TYPES if one != "image/png"])
     async def test_a_picture_that_is_sent_as_something_else_has_failed(
