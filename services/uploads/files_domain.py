@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -19,6 +19,7 @@ from services.uploads.uploads_domain import STORE_PAUSE, Upload, gone, kept
 if TYPE_CHECKING:
     from services.uploads.blobs import Blobs
     from services.uploads.links import Links
+    from services.uploads.outbox_domain import Outbox
     from services.uploads.uploads_store import UploadStore
 
 DEFAULT_LINK: Final = 3600
@@ -70,17 +71,14 @@ class Files:
         store: UploadStore,
         blobs: Blobs,
         links: Links,
-        tell: Callable[..., Awaitable[None]],
-        look: Callable[[], None],
+        outbox: Outbox,
         *,
         now: Callable[[], datetime],
     ) -> None:
-        """`tell` adds to the outbox inside a transaction, `look` says that there is something in it."""
         self._store = store
         self._blobs = blobs
         self._links = links
-        self._tell = tell
-        self._look = look
+        self._outbox = outbox
         self._now = now
 
     async def open(self, caller: Principal | None, name: str, expires: str, signature: str) -> Upload:
@@ -153,18 +151,9 @@ class Files:
             deleted = held.upload is not None and held.upload.status == "deleted"
             file = _own(held.upload, caller, also=("deleted",))
             if not deleted:
-                now = self._now()
-                await held.end("deleted", now)
-                await self._tell(
-                    held.connection,
-                    user_id=file.user_id,
-                    tenant_id=file.tenant_id,
-                    domain=DOMAIN,
-                    record_id=str(file.id),
-                    data=None,
-                    now=now,
-                )
-        self._look()
+                await held.end("deleted", self._now())
+                await self._outbox.tell(held.connection, file, DOMAIN, None)
+        self._outbox.look()
         await kept(self._blobs.remove(file.id))
 
     async def erase(self, user_id: str) -> Erased:

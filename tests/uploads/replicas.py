@@ -22,6 +22,7 @@ from services.uploads.files_domain import Files
 from services.uploads.finalizing_domain import Finalizer
 from services.uploads.limits_domain import TypeLimit, UploadLimits
 from services.uploads.links import Links
+from services.uploads.outbox_domain import Outbox
 from services.uploads.outbox_store import add
 from services.uploads.streamed_domain import Streamed
 from services.uploads.sweeps_domain import Sweeps
@@ -178,7 +179,7 @@ class World:
             blobs = Steered(real)
             digests = stack.enter_context(hashing(blobs))
             links = Links("http://files", b"secret", {TYPE: "bin"})
-            told = (links, add, lambda: None)
+            told = (links, Outbox(add, lambda: None, now=self.clock))
             uploads = Uploads(self.store, blobs, digests, LIMITS, now=self.clock)
             finalizer = Finalizer(self.store, blobs, digests, *told, now=self.clock)
             await stack.enter_async_context(finalizer.running())
