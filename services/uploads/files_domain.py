@@ -12,6 +12,7 @@ from uuid import UUID
 from runtime.call import Principal
 from runtime.errors import Failure, Reason, invalid
 from runtime.ids import parse_uuid
+from services.uploads.activities_domain import DOMAIN as ACTIVITY_DOMAIN
 from services.uploads.blobs import BlobError, BlobMissing
 from services.uploads.finalizing_domain import DOMAIN
 from services.uploads.uploads_domain import STORE_PAUSE, Upload, gone, kept
@@ -146,13 +147,15 @@ class Files:
         return await self._store.files(caller.user_id, limit, before)
 
     async def delete(self, caller: Principal, file_id: str) -> None:
-        """Removes a file. Raises Failure: NOT_FOUND, FORBIDDEN."""
+        """Removes a file, and ends its records in the feed. Raises Failure: NOT_FOUND, FORBIDDEN."""
         async with self._store.hold(_parse(file_id)) as held:
             deleted = held.upload is not None and held.upload.status == "deleted"
             file = _own(held.upload, caller, also=("deleted",))
             if not deleted:
                 await held.end("deleted", self._now())
                 await self._outbox.tell(held.connection, file, DOMAIN, None)
+                if file.activity is not None:
+                    await self._outbox.tell(held.connection, file, ACTIVITY_DOMAIN, None)
         self._outbox.look()
         await kept(self._blobs.remove(file.id))
 
