@@ -147,8 +147,8 @@ class Files:
         return await self._store.files(caller.user_id, limit, before)
 
     async def delete(self, caller: Principal, file_id: str) -> None:
-        """Removes a file, and ends its records in the feed. Raises Failure: NOT_FOUND, FORBIDDEN."""
-        async with self._store.hold(_parse(file_id)) as held:
+        """Removes a file, and ends its records in the feed. Raises Failure: NOT_FOUND, FORBIDDEN; LockNotAvailable."""
+        async with self._store.hold_soon(_parse(file_id)) as held:
             deleted = held.upload is not None and held.upload.status == "deleted"
             file = _own(held.upload, caller, also=("deleted",))
             if not deleted:

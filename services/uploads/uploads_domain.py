@@ -313,8 +313,11 @@ class Uploads:
             await kept(self._blobs.discard(id))
 
     async def cancel(self, caller: Principal, upload_id: str) -> None:
-        """Ends an upload and removes what is stored of it. Raises Failure: UPLOAD_COMPLETED, and as `find`."""
-        async with self._store.hold(parse_upload_id(upload_id)) as held:
+        """Ends an upload and removes what is stored of it.
+
+        Raises Failure: UPLOAD_COMPLETED, and as `find`; LockNotAvailable.
+        """
+        async with self._store.hold_soon(parse_upload_id(upload_id)) as held:
             upload = held.upload
             if upload is None:
                 raise Failure(Reason.UPLOAD_NOT_FOUND)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from psycopg.errors import LockNotAvailable
 from psycopg.types.json import Jsonb
 
 from runtime.arrays import Integers
 from runtime.database import Connection, Database, Row
 from services.uploads.outbox_store import forget
 from services.uploads.uploads_domain import Chunk, Upload
+
+# How long who would end an upload waits for whoever holds it, and how many do at once; there are eight connections.
+PATIENCE: Final = timedelta(milliseconds=500)
+MAX_WAITING: Final = 2
 
 _UPLOAD: Final = """
     id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, contested, create_time,
@@ -38,6 +43,8 @@ _PROLONG: Final = """
     UPDATE uploads.uploads SET expire_time = greatest(expire_time, %b) WHERE id = %b AND status = 'active'"""
 _FIND: Final = f"SELECT {_UPLOAD} FROM uploads.uploads WHERE id = %b"  # noqa: S608  # of constants
 _HOLD: Final = _FIND + " FOR UPDATE"
+_HOLD_NOW: Final = _HOLD + " NOWAIT"
+_PATIENCE: Final = "SELECT set_config('lock_timeout', %b, true)"
 # Whoever claims a chunk after somebody else who has not stored it takes it over; with other bytes that makes the upload
 # contested, and its file is then read from the store before it is believed. The row's lock is waited for here, and not
 # when the new row looks for its upload: by then that may have ended.
@@ -122,8 +129,11 @@ class HeldUpload:
 class UploadStore:
     """Uploads in PostgreSQL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, patience: timedelta = PATIENCE) -> None:
+        """`patience`: how long `hold_soon` waits."""
         self._database = database
+        self._patience = f"{round(patience.total_seconds() * 1000)}ms"
+        self._waiting = 0
 
     @asynccontextmanager
     async def start(self, user_id: UUID) -> AsyncIterator[Starting]:
@@ -143,6 +153,31 @@ class UploadStore:
         """An upload, held until the block ends; waits for whoever holds it."""
         async with self._database.transaction() as transaction:
             yield HeldUpload(transaction.connection, await _one(transaction.connection, _HOLD, [id]))
+
+    @asynccontextmanager
+    async def hold_soon(self, id: UUID) -> AsyncIterator[HeldUpload]:
+        """As `hold`, for callers who may come again: waits for a moment, and only when few others do.
+
+        Whoever waits has a connection that somebody else may need. Raises LockNotAvailable, a way of being away.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                held = await stack.enter_async_context(self._hold(id, _HOLD_NOW))
+            except LockNotAvailable:
+                if self._waiting >= MAX_WAITING:
+                    raise
+                self._waiting += 1
+                try:
+                    held = await stack.enter_async_context(self._hold(id, _HOLD))
+                finally:
+                    self._waiting -= 1
+            yield held
+
+    @asynccontextmanager
+    async def _hold(self, id: UUID, statement: str) -> AsyncIterator[HeldUpload]:
+        async with self._database.transaction() as transaction:
+            await transaction.connection.execute(_PATIENCE, [self._patience])
+            yield HeldUpload(transaction.connection, await _one(transaction.connection, statement, [id]))
 
     @asynccontextmanager
     async def hold_expired(self, active: datetime, assembling: datetime) -> AsyncIterator[HeldUpload]:

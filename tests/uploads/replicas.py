@@ -218,7 +218,7 @@ class World:
 @asynccontextmanager
 async def world(url: str, root: Path) -> AsyncIterator[World]:
     async with database(url, connections=16, name="test") as db:
-        yield World(db=db, store=UploadStore(db), root=root)
+        yield World(db=db, store=UploadStore(db, patience=timedelta(seconds=PATIENCE)), root=root)
 
 
 def somebody() -> Principal:
