@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from runtime.config import ConfigError
-from services.uploads.blobs import PIECE, BlobError, BlobMissing, BlobsFull, id_of
+from services.uploads.blobs import MARK, PIECE, BlobError, BlobMissing, BlobsFull, id_of
 
 # Disks want a few requests at once; more threads would only stand in line at them.
 THREADS: Final = 8
@@ -45,7 +45,7 @@ class DirectoryBlobs:
     """`uploads/<id>.part` and `files/<first two digits>/<id>`, below a directory that others leave alone."""
 
     def __init__(self, root: Path) -> None:
-        self._uploads, self._files = root / "uploads", root / "files"
+        self._uploads, self._files, self._mark = root / "uploads", root / "files", root / MARK
         self._names = _Names()
         try:
             if not root.is_dir():
@@ -116,6 +116,14 @@ class DirectoryBlobs:
     async def remove(self, file_id: UUID) -> None:
         with suppress(BlobMissing):
             await self._run(_remove, self._file(file_id))
+
+    async def mark(self) -> str | None:
+        with suppress(BlobMissing):
+            return (await self._run(self._mark.read_bytes)).decode(errors="replace")
+        return None
+
+    async def set_mark(self, mark: str) -> None:
+        await self._run(_replace, self._mark, mark.encode())
 
     async def uploads(self) -> AsyncIterator[tuple[UUID, datetime]]:
         async for name, time in self._listed(self._uploads):
@@ -292,6 +300,19 @@ def _remove(file: Path) -> None:
     file.unlink()
     # What was erased does not come back with a power cut.
     _sync_directory(file.parent)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a small file, as a whole or not at all."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | FLAGS, 0o600)
+    try:
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    beside.rename(path)
+    _sync_directory(path.parent)
 
 
 def _size(path: Path) -> int:

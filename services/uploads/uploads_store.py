@@ -98,6 +98,11 @@ _FORGET_ENDED: Final = """
         LIMIT %b FOR UPDATE SKIP LOCKED))"""
 
 
+_BE_SOMEBODY: Final = """
+    INSERT INTO uploads.installation (id) VALUES (gen_random_uuid()) ON CONFLICT (single) DO NOTHING"""
+_INSTALLATION: Final = "SELECT id FROM uploads.installation"
+
+
 class HeldUpload:
     """An upload inside a transaction that holds it: nobody else can store a chunk of it, or end it, meanwhile."""
 
@@ -262,6 +267,15 @@ class UploadStore:
         async with self._database.transaction() as transaction:
             await transaction.connection.execute(_FORGET_USER, [user_id])
             await forget(transaction.connection, user_id)
+
+    async def installation(self) -> UUID:
+        """The id of this installation; the same for ever, and for all who share the database."""
+        async with self._database.statements() as statements:
+            await statements.connection.execute(_BE_SOMEBODY)
+            row = await (await statements.connection.execute(_INSTALLATION)).fetchone()
+        if row is None:
+            raise LookupError("the installation has no id")
+        return UUID(str(row["id"]))
 
     async def forget_ended(self, before: datetime, limit: int) -> int:
         """Forgets up to `limit` uploads that ended without a file before then; returns how many."""

@@ -28,6 +28,7 @@ from services.uploads.streamed_domain import Streamed
 from services.uploads.sweeps_domain import Sweeps
 from services.uploads.uploads_domain import Asked, Uploads
 from services.uploads.uploads_store import UploadStore
+from tests.sending import files_below
 
 CHUNK = 16
 QUOTA = 4096
@@ -203,8 +204,8 @@ class World:
             return int(row["told"]) if row else 0
 
     def tree(self) -> set[str]:
-        """Every file below the directory of the store."""
-        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()}
+        """Every file below the directory of the store, but the one that tells whose they are."""
+        return set(files_below(self.root))
 
     def part(self, upload_id: UUID) -> Path:
         """Where the bytes of an upload are on their way."""
