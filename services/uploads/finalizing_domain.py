@@ -113,7 +113,7 @@ class Finalizer:
                     await held.end("completed", now)
                     await self._outbox.tell(held.connection, upload, DOMAIN, self._record(upload, now))
                 else:
-                    await held.end("failed", self._now())
+                    await held.end("failed", self._now(), refusal.message)
         if refusal is not None or upload.contested:
             with suppress(BlobError):  # what stays is swept away
                 await self._blobs.discard(id)

@@ -29,7 +29,11 @@ MAX_NAME_CHARS: Final = 255
 STORE_PAUSE: Final = 2.0
 FULL_PAUSE: Final = 60.0
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
-_ENDED: Final = ("failed", "cancelled", "deleted")
+_ENDED: Final = {
+    "failed": "The upload has failed; start a new upload.",
+    "cancelled": "The upload was cancelled; start a new upload.",
+    "deleted": "The file was deleted; start a new upload.",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +61,8 @@ class Upload:
     finish_time: datetime | None
     activity: dict[str, Any] | None = None
     """Of a recording that was handed over as an activity: the data of its record."""
+    failure: str | None = None
+    """Of one that has failed: why, for people."""
 
     @property
     def chunks(self) -> int:
@@ -350,7 +356,8 @@ def alive(upload: Upload | None, now: datetime) -> Upload:
 def check_alive(upload: Upload, now: datetime) -> None:
     """Raises Failure (UPLOAD_NOT_FOUND, UPLOAD_EXPIRED) for an upload that has ended without a file."""
     if upload.status in _ENDED:
-        raise Failure(Reason.UPLOAD_NOT_FOUND)
+        why = f"The upload has failed. {upload.failure}" if upload.failure else _ENDED[upload.status]
+        raise Failure(Reason.UPLOAD_NOT_FOUND, why)
     if upload.status == "expired" or (upload.status == "active" and upload.expire_time <= now):
         raise Failure(Reason.UPLOAD_EXPIRED)
 

@@ -23,7 +23,7 @@ MAX_WAITING: Final = 2
 
 _UPLOAD: Final = """
     id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, contested, create_time,
-    expire_time, finish_time, activity"""
+    expire_time, finish_time, activity, failure"""
 # One after the other for each user, so that two starts cannot both take the last room of a quota.
 _LOCK_USER: Final = "SELECT pg_advisory_xact_lock(%b::int8)"
 _SAME: Final = f"""
@@ -73,7 +73,7 @@ _CHUNK: Final = "SELECT claim, stored FROM uploads.chunks WHERE upload_id = %b A
 _COUNT: Final = "SELECT count(*) AS stored FROM uploads.chunks WHERE upload_id = %b AND stored"
 _STORED: Final = "SELECT index FROM uploads.chunks WHERE upload_id = %b AND stored ORDER BY index"
 _END: Final = """
-    UPDATE uploads.uploads SET status = %b, finish_time = %b WHERE id = %b"""
+    UPDATE uploads.uploads SET status = %b, finish_time = %b, failure = %b WHERE id = %b"""
 _SET_ACTIVITY: Final = "UPDATE uploads.uploads SET activity = %b WHERE id = %b"
 _FORGET_CHUNKS: Final = "DELETE FROM uploads.chunks WHERE upload_id = %b"
 _EXPIRED: Final = f"""
@@ -115,10 +115,10 @@ class HeldUpload:
         """The chunks that are stored, in order."""
         return await _stored(self.connection, _given(self.upload).id)
 
-    async def end(self, status: str, now: datetime) -> None:
-        """Gives it a status that it will not leave, and forgets its chunks."""
+    async def end(self, status: str, now: datetime, failure: str | None = None) -> None:
+        """Gives it a status that it will not leave, and forgets its chunks. `failure`: why it has failed."""
         upload = _given(self.upload)
-        await self.connection.execute(_END, [status, now, upload.id], prepare=True)
+        await self.connection.execute(_END, [status, now, failure, upload.id], prepare=True)
         await self.connection.execute(_FORGET_CHUNKS, [upload.id], prepare=True)
 
     async def set_activity(self, data: dict[str, Any]) -> None:
@@ -128,7 +128,7 @@ class HeldUpload:
 
     async def assembling(self) -> None:
         """From now on it takes no chunks."""
-        await self.connection.execute(_END, ["assembling", None, _given(self.upload).id], prepare=True)
+        await self.connection.execute(_END, ["assembling", None, None, _given(self.upload).id], prepare=True)
 
 
 class UploadStore:

@@ -342,6 +342,50 @@ class TestStarts:
         assert tree(edge) == before
 
 
+class TestEnds:
+    @pytest.mark.parametrize(
+        ("given", "why"),
+        [
+            (
+                {"file_hash": "ab" * 32},
+                "The upload has failed. The file is not what file_hash says; start a new upload.",
+            ),
+            ({"mime_type": "image/png"}, "The upload has failed. mime_type: is not what the file holds"),
+        ],
+        ids=["hash", "type"],
+    )
+    async def test_the_status_of_an_upload_that_failed_says_why(
+        self, phone: Phone, stub: Any, given: dict[str, str], why: str
+    ) -> None:
+        data = text(2000)
+        upload_id = await begun(phone, data, **given)
+        assert (await put(phone, upload_id, data)).status_code == 200
+        assert (await finalize(phone, upload_id)).status_code == 400
+        for answer in (
+            await phone.call("GET", f"/api/v1/uploads/{upload_id}/status"),
+            await finalize(phone, upload_id),
+            await put(phone, upload_id, data),
+        ):
+            refusal(answer, 404, "UPLOAD_001")
+            assert answer.json()["error"]["message"] == why
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.GetUploadStatus(pb.GetUploadStatusRequest(upload_id=upload_id), metadata=phone.metadata)
+        assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.NOT_FOUND, why)
+
+    async def test_the_status_of_an_upload_that_was_ended_says_how(self, edge: Edge, phone: Phone) -> None:
+        cancelled = await begun(phone, text(2000))
+        await phone.call("DELETE", f"/api/v1/uploads/{cancelled}")
+        deleted = await stored(phone, text(2000))
+        await phone.call("DELETE", f"/api/v1/files/{deleted}")
+        for upload_id, why in ((cancelled, "The upload was cancelled"), (deleted, "The file was deleted")):
+            answer = await phone.call("GET", f"/api/v1/uploads/{upload_id}/status")
+            refusal(answer, 404, "UPLOAD_001")
+            assert answer.json()["error"]["message"] == f"{why}; start a new upload."
+            other = await (await edge.phone()).call("GET", f"/api/v1/uploads/{upload_id}/status")
+            refusal(other, 403, "UPLOAD_001")
+            assert why not in other.text
+
+
 class TestChunks:
     @pytest.mark.parametrize(
         ("index", "chunk", "checksum", "code", "fields"),
