@@ -14,6 +14,7 @@ _TYPES: Final[Mapping[str, str]] = {
     ".gpx": "application/gpx+xml",
     ".tcx": "application/vnd.garmin.tcx+xml",
     ".heic": "image/heic",
+    ".heif": "image/heif",
     ".webp": "image/webp",
     ".csv": "text/csv",
     ".m4a": "audio/mp4",

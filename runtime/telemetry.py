@@ -32,6 +32,9 @@ LIMITS_LOCAL: Final = Counter(
 )
 SWEPT: Final = Counter("swept_rows", "Rows that were removed since they had grown too old.", ["kind"])
 SWEEP_ERRORS: Final = Counter("sweep_errors", "Sweeps that failed and were left to the next round.", ["kind"])
+FOREIGN_BLOBS: Final = Gauge(
+    "blobs_of_another_installation", "1 while files lie in a store that another installation has marked as its own."
+)
 ERASURE_ERRORS: Final = Counter("account_erasure_errors", "Attempts to erase a deleted account that failed.")
 OUTBOX_RECORDS: Final = Counter(
     "outbox_records", "Records that were handed to the sessions service, by what became of them.", ["status"]

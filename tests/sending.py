@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from services.uploads.blobs import MARK
 from tests.factories import Phone
 
 CHUNK = 1 << 20
@@ -37,8 +38,9 @@ async def until(true: Callable[[], Awaitable[Any]], *, pause: float = 0.01) -> A
 
 
 def files_below(directory: Path) -> list[str]:
-    """Every plain file there is, by its path from there."""
-    return sorted(str(one.relative_to(directory)) for one in directory.rglob("*") if one.is_file())
+    """Every plain file there is, by its path from there, but the one that tells whose they are."""
+    names = (str(one.relative_to(directory)) for one in directory.rglob("*") if one.is_file())
+    return sorted(name for name in names if name != MARK)
 
 
 class Sending:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, Final
 
+from runtime.breaking import MAX_TRAILERS
+
 Config = dict[str, Any]
 
 # A connection stays with the replica that accepted it: small ones spread the load over all that share a port.
@@ -22,7 +24,7 @@ def cluster(name: str, host: str, port: int) -> Config:
         "circuit_breakers": _bounds(MAX_CONNECTIONS, MAX_CONNECTIONS * MAX_STREAMS_PER_CONNECTION),
         **_protocol(
             # Connections end after a while, so that a replica that was restarted gets its share again.
-            {"max_requests_per_connection": 10_000, "idle_timeout": "300s"},
+            {"max_requests_per_connection": 10_000, "idle_timeout": "300s", "max_headers_count": MAX_TRAILERS},
             {
                 "http2_protocol_options": {
                     "max_concurrent_streams": MAX_STREAMS_PER_CONNECTION,

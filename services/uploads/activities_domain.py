@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime.call import Principal
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from services.uploads.digests import Digests
     from services.uploads.finalizing_domain import Finalizer
     from services.uploads.links import Links
+    from services.uploads.outbox_domain import Outbox
     from services.uploads.streamed_domain import Streamed
     from services.uploads.uploads_domain import Upload, Uploads
     from services.uploads.uploads_store import UploadStore
@@ -62,12 +62,8 @@ class Activities:
         finalizer: Finalizer,
         parsing: ActivityParsing,
         links: Links,
-        tell: Callable[..., Awaitable[None]],
-        look: Callable[[], None],
-        *,
-        now: Callable[[], datetime],
+        outbox: Outbox,
     ) -> None:
-        """`tell` adds to the outbox inside a transaction, `look` says that there is something in it."""
         self._store = store
         self._uploads = uploads
         self._digests = digests
@@ -75,9 +71,7 @@ class Activities:
         self._finalizer = finalizer
         self._parsing = parsing
         self._links = links
-        self._tell = tell
-        self._look = look
-        self._now = now
+        self._outbox = outbox
 
     async def add(self, caller: Principal, recording: Recording) -> Added:
         """Stores the recording as a file and what it says as a record, unless it was handed over before.
@@ -106,16 +100,8 @@ class Activities:
             created = file.activity is None
             if created:
                 await held.set_activity(data)
-                await self._tell(
-                    held.connection,
-                    user_id=file.user_id,
-                    tenant_id=file.tenant_id,
-                    domain=DOMAIN,
-                    record_id=str(file.id),
-                    data=data,
-                    now=self._now(),
-                )
-        self._look()
+                await self._outbox.tell(held.connection, file, DOMAIN, data)
+        self._outbox.look()
         return Added(upload=file, file_url=self._links.url(file), data=file.activity or data, created=created)
 
 

@@ -23,7 +23,7 @@ from services.uploads.files_domain import Files
 from services.uploads.finalizing_domain import Finalizer
 from services.uploads.limits_domain import FILE, read_limits
 from services.uploads.links import Links
-from services.uploads.outbox_domain import relaying
+from services.uploads.outbox_domain import Outbox, relaying
 from services.uploads.outbox_store import OutboxStore, add
 from services.uploads.servicer import UploadServicer
 from services.uploads.streamed_domain import Streamed
@@ -51,11 +51,12 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         links = Links(config.links, secret, limits.endings)
         uploads = Uploads(store, blobs, digests, limits, now=utc_now)
         streamed = Streamed(uploads, store, blobs, digests)
-        finalizer = Finalizer(store, blobs, digests, links, add, look, now=utc_now)
-        files = Files(store, blobs, links, add, look, now=utc_now)
+        outbox = Outbox(add, look, now=utc_now)
+        finalizer = Finalizer(store, blobs, digests, links, outbox, now=utc_now)
+        files = Files(store, blobs, links, outbox, now=utc_now)
         await stack.enter_async_context(finalizer.running())
         parsing = await stack.enter_async_context(activity_parsing())
-        activities = Activities(store, uploads, digests, streamed, finalizer, parsing, links, add, look, now=utc_now)
+        activities = Activities(store, uploads, digests, streamed, finalizer, parsing, links, outbox)
         sweeps = Sweeps(store, blobs, digests, now=utc_now)
         await stack.enter_async_context(sweeping(sweeps.round, config.sweep_interval))
         servicer = UploadServicer(limits, uploads, streamed, finalizer, files, activities)

@@ -12,6 +12,8 @@ from uuid import UUID
 from runtime.config import ConfigError
 
 BUCKETS: Final = ("s3://", "gs://", "az://")
+# Beside `uploads` and `files`: whose they are.
+MARK: Final = "installation"
 
 # Bytes. What gRPC streams fastest.
 PIECE: Final = 256 * 1024
@@ -75,6 +77,14 @@ class Blobs(Protocol):
 
     async def remove(self, file_id: UUID) -> None:
         """Removes the file if there is one."""
+        ...
+
+    async def mark(self) -> str | None:
+        """Whose store it is, as `set_mark` was told; None when it was not."""
+        ...
+
+    async def set_mark(self, mark: str) -> None:
+        """Says whose store it is. Durable when it returns."""
         ...
 
     def uploads(self) -> AsyncIterator[tuple[UUID, datetime]]:

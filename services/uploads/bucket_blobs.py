@@ -16,7 +16,7 @@ from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
 from runtime.config import ConfigError
-from services.uploads.blobs import PIECE, BlobError, BlobMissing, id_of
+from services.uploads.blobs import MARK, PIECE, BlobError, BlobMissing, id_of
 
 # Seconds that a request may take, its repetitions included. Shorter than a call that waits for it.
 PATIENCE: Final = 10.0
@@ -115,6 +115,17 @@ class BucketBlobs:
     async def remove(self, file_id: UUID) -> None:
         await self._delete([_file(file_id)])
 
+    async def mark(self) -> str | None:
+        async def get() -> bytes:
+            return bytes(await (await self._store.get_async(MARK)).bytes_async())
+
+        with suppress(BlobMissing):
+            return (await self._answer(get())).decode(errors="replace")
+        return None
+
+    async def set_mark(self, mark: str) -> None:
+        await self._answer(self._store.put_async(MARK, mark.encode(), use_multipart=False))
+
     async def uploads(self) -> AsyncIterator[tuple[UUID, datetime]]:
         changed: dict[UUID, datetime] = {}
         async for page in self._pages("uploads"):
@@ -145,7 +156,10 @@ class BucketBlobs:
         return await self._answer(get())
 
     async def _range(self, path: str, start: int, end: int) -> memoryview:
-        return memoryview(await self._answer(self._store.get_range_async(path, start=start, end=end)))
+        data = memoryview(await self._answer(self._store.get_range_async(path, start=start, end=end)))
+        if len(data) != end - start:
+            raise BlobMissing(f"the file has {len(data)} of {end - start} bytes from {start} on")
+        return data
 
     async def _delete(self, paths: list[str]) -> None:
         # Some clouds say so when there was nothing to delete.

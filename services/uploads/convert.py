@@ -20,16 +20,20 @@ from services.uploads.files_domain import Reading, Wanted
 from services.uploads.finalizing_domain import Receipt
 from services.uploads.limits_domain import UploadLimits
 from services.uploads.streamed_domain import SentChunk
-from services.uploads.uploads_domain import Asked, Progress, Status, Upload
+from services.uploads.uploads_domain import Asked, Progress, Room, Status, Upload
 
 
-def limits_response(limits: UploadLimits) -> pb.GetUploadLimitsResponse:
-    """What this server takes."""
+def limits_response(limits: UploadLimits, room: Room) -> pb.GetUploadLimitsResponse:
+    """What this server takes, and has room for."""
     types = [
         pb.TypeLimit(name=one.name, mime_types=list(one.mime_types), max_size=one.max_size) for one in limits.types
     ]
     return pb.GetUploadLimitsResponse(
-        chunk_size=limits.chunk_size, expires_after_seconds=limits.expires_after_seconds, types=types
+        chunk_size=limits.chunk_size,
+        types=types,
+        expires_after_seconds=limits.expires_after_seconds,
+        quota_bytes=room.quota,
+        used_bytes=room.used,
     )
 
 
@@ -183,6 +187,8 @@ def files_response(files: Iterable[pb.File], next_token: str) -> pb.ListFilesRes
 def file_headers(reading: Reading) -> list[tuple[str, str]]:
     """What the answer's headers tell of a file; x-file-* become the headers of that name at the edge."""
     file, length = reading.upload, reading.end - reading.start
+    if reading.empty:
+        return [("content-range", f"bytes */{file.total_size}")]
     headers = [
         ("etag", f'"{file.file_hash.hex()}"'),
         ("accept-ranges", "bytes"),

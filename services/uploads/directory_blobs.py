@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 
 from runtime.config import ConfigError
-from services.uploads.blobs import PIECE, BlobError, BlobMissing, BlobsFull, id_of
+from services.uploads.blobs import MARK, PIECE, BlobError, BlobMissing, BlobsFull, id_of
 
 # Disks want a few requests at once; more threads would only stand in line at them.
 THREADS: Final = 8
@@ -43,7 +43,7 @@ class DirectoryBlobs:
     """`uploads/<id>.part` and `files/<first two digits>/<id>`, below a directory that others leave alone."""
 
     def __init__(self, root: Path) -> None:
-        self._uploads, self._files = root / "uploads", root / "files"
+        self._uploads, self._files, self._mark = root / "uploads", root / "files", root / MARK
         self._names = _Names()
         try:
             if not root.is_dir():
@@ -108,6 +108,14 @@ class DirectoryBlobs:
         with suppress(BlobMissing):
             await self._run(_remove, self._file(file_id))
 
+    async def mark(self) -> str | None:
+        with suppress(BlobMissing):
+            return (await self._run(self._mark.read_bytes)).decode(errors="replace")
+        return None
+
+    async def set_mark(self, mark: str) -> None:
+        await self._run(_replace, self._mark, mark.encode())
+
     async def uploads(self) -> AsyncIterator[tuple[UUID, datetime]]:
         async for name, time in self._listed(self._uploads):
             stem, dot, suffix = name.partition(".")
@@ -165,9 +173,12 @@ class _File:
             raise BlobMissing(f"the file ends at {size}")
 
     def read(self, start: int, end: int) -> list[bytes]:
-        """The next READ bytes, in pieces."""
+        """The next READ bytes, in pieces. Raises BlobMissing when the file was cut since it was opened."""
         end = min(end, start + READ)
-        return [os.pread(self._descriptor, min(PIECE, end - at), at) for at in range(start, end, PIECE)]
+        pieces = [os.pread(self._descriptor, min(PIECE, end - at), at) for at in range(start, end, PIECE)]
+        if (found := sum(map(len, pieces))) != end - start:
+            raise BlobMissing(f"the file has {found} of {end - start} bytes from {start} on")
+        return pieces
 
     def __del__(self) -> None:
         if self._descriptor != CLOSED:
@@ -236,6 +247,19 @@ def _remove(file: Path) -> None:
     file.unlink()
     # What was erased does not come back with a power cut.
     _sync_directory(file.parent)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a small file, as a whole or not at all."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | FLAGS, 0o600)
+    try:
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    beside.rename(path)
+    _sync_directory(path.parent)
 
 
 def _size(path: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -12,6 +12,7 @@ from uuid import UUID
 from runtime.call import Principal
 from runtime.errors import Failure, Reason, invalid
 from runtime.ids import parse_uuid
+from services.uploads.activities_domain import DOMAIN as ACTIVITY_DOMAIN
 from services.uploads.blobs import BlobError, BlobMissing
 from services.uploads.finalizing_domain import DOMAIN
 from services.uploads.uploads_domain import STORE_PAUSE, Upload, gone, kept
@@ -19,6 +20,7 @@ from services.uploads.uploads_domain import STORE_PAUSE, Upload, gone, kept
 if TYPE_CHECKING:
     from services.uploads.blobs import Blobs
     from services.uploads.links import Links
+    from services.uploads.outbox_domain import Outbox
     from services.uploads.uploads_store import UploadStore
 
 DEFAULT_LINK: Final = 3600
@@ -48,6 +50,11 @@ class Reading:
     known: bool
     """Whether the reader has it already, and gets nothing."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether a part was asked for that the file does not have."""
+        return self.partial and self.start >= self.end
+
 
 @dataclass(frozen=True, kw_only=True)
 class Erased:
@@ -65,17 +72,14 @@ class Files:
         store: UploadStore,
         blobs: Blobs,
         links: Links,
-        tell: Callable[..., Awaitable[None]],
-        look: Callable[[], None],
+        outbox: Outbox,
         *,
         now: Callable[[], datetime],
     ) -> None:
-        """`tell` adds to the outbox inside a transaction, `look` says that there is something in it."""
         self._store = store
         self._blobs = blobs
         self._links = links
-        self._tell = tell
-        self._look = look
+        self._outbox = outbox
         self._now = now
 
     async def open(self, caller: Principal | None, name: str, expires: str, signature: str) -> Upload:
@@ -98,7 +102,7 @@ class Files:
     def reading(self, file: Upload, wanted: Wanted) -> Reading:
         """Which bytes of the file are read: RFC 9110, sections 13 and 14.
 
-        A range that cannot be read, and several at once, count as none. Raises Failure(RANGE_NOT_SATISFIABLE).
+        A range that cannot be read, and several at once, count as none.
         """
         tag = f'"{file.file_hash.hex()}"'
         tags = [one.strip().removeprefix("W/") for one in wanted.if_none_match.split(",")]
@@ -114,8 +118,6 @@ class Files:
             start, end = int(first), min(int(last) + 1, file.total_size) if last else file.total_size
             if last and int(last) < start:
                 return Reading(upload=file, start=0, end=file.total_size, partial=False, known=False)
-        if start >= end:
-            raise Failure(Reason.RANGE_NOT_SATISFIABLE, f"The file has {file.total_size} bytes.")
         return Reading(upload=file, start=start, end=end, partial=True, known=False)
 
     async def bytes_of(self, reading: Reading) -> AsyncIterator[bytes]:
@@ -145,23 +147,16 @@ class Files:
         return await self._store.files(caller.user_id, limit, before)
 
     async def delete(self, caller: Principal, file_id: str) -> None:
-        """Removes a file. Raises Failure: NOT_FOUND, FORBIDDEN."""
-        async with self._store.hold(_parse(file_id)) as held:
+        """Removes a file, and ends its records in the feed. Raises Failure: NOT_FOUND, FORBIDDEN; LockNotAvailable."""
+        async with self._store.hold_soon(_parse(file_id)) as held:
             deleted = held.upload is not None and held.upload.status == "deleted"
             file = _own(held.upload, caller, also=("deleted",))
             if not deleted:
-                now = self._now()
-                await held.end("deleted", now)
-                await self._tell(
-                    held.connection,
-                    user_id=file.user_id,
-                    tenant_id=file.tenant_id,
-                    domain=DOMAIN,
-                    record_id=str(file.id),
-                    data=None,
-                    now=now,
-                )
-        self._look()
+                await held.end("deleted", self._now())
+                await self._outbox.tell(held.connection, file, DOMAIN, None)
+                if file.activity is not None:
+                    await self._outbox.tell(held.connection, file, ACTIVITY_DOMAIN, None)
+        self._outbox.look()
         await kept(self._blobs.remove(file.id))
 
     async def erase(self, user_id: str) -> Erased:
@@ -181,6 +176,12 @@ class Files:
                 files, uploads = files + is_file, uploads + (not is_file)
         await self._store.forget_user(user)
         return Erased(uploads=uploads, files=files)
+
+
+def check_not_empty(reading: Reading) -> None:
+    """Raises Failure(RANGE_NOT_SATISFIABLE) for a part that the file does not have."""
+    if reading.empty:
+        raise Failure(Reason.RANGE_NOT_SATISFIABLE, f"The file has {reading.upload.total_size} bytes.")
 
 
 def _own(file: Upload | None, caller: Principal, *, also: tuple[str, ...] = ()) -> Upload:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from services.uploads.blobs import Blobs
     from services.uploads.digests import Digests
     from services.uploads.links import Links
+    from services.uploads.outbox_domain import Outbox
     from services.uploads.uploads_store import HeldUpload, UploadStore
 
 DOMAIN: Final = "file"
@@ -53,18 +54,15 @@ class Finalizer:
         blobs: Blobs,
         digests: Digests,
         links: Links,
-        tell: Callable[..., Awaitable[None]],
-        look: Callable[[], None],
+        outbox: Outbox,
         *,
         now: Callable[[], datetime],
     ) -> None:
-        """`tell` adds to the outbox inside a transaction, `look` says that there is something in it."""
         self._store = store
         self._blobs = blobs
         self._digests = digests
         self._links = links
-        self._tell = tell
-        self._look = look
+        self._outbox = outbox
         self._now = now
         self._running: dict[UUID, asyncio.Task[Upload]] = {}
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
@@ -113,24 +111,16 @@ class Finalizer:
                     now = self._now()
                     await kept(self._blobs.assemble(source.id, id, upload.chunks, upload.total_size))
                     await held.end("completed", now)
-                    await self._tell(
-                        held.connection,
-                        user_id=upload.user_id,
-                        tenant_id=upload.tenant_id,
-                        domain=DOMAIN,
-                        record_id=str(id),
-                        data=self._record(upload, now),
-                        now=now,
-                    )
+                    await self._outbox.tell(held.connection, upload, DOMAIN, self._record(upload, now))
                 else:
-                    await held.end("failed", self._now())
+                    await held.end("failed", self._now(), refusal.message)
         if refusal is not None or upload.contested:
             with suppress(BlobError):  # what stays is swept away
                 await self._blobs.discard(id)
                 await self._blobs.discard(_apart_id(id))
         if refusal is not None:
             raise refusal
-        self._look()
+        self._outbox.look()
         return upload
 
     def _given(self, held: HeldUpload) -> Upload:

@@ -17,7 +17,9 @@ from runtime.rounds import FIRST_PAUSE, Rounds, pause_after
 from runtime.telemetry import OUTBOX_ERRORS, OUTBOX_RECORDS, logger
 
 if TYPE_CHECKING:
+    from runtime.database import Connection
     from services.uploads.outbox_store import OutboxStore
+    from services.uploads.uploads_domain import Upload
 
 BATCH: Final = 100
 # Well below what a message may hold; a record is at most 256 KiB.
@@ -27,6 +29,7 @@ CLAIM: Final = timedelta(seconds=60)
 # So many users in a row whose call found nobody: it is not about them.
 UNHEARD: Final = 3
 
+Add = Callable[..., Awaitable[None]]
 StoreRecords = Callable[[UUID, int, Sequence[RecordToStore]], Awaitable[list[StoreReceipt]]]
 
 
@@ -53,6 +56,29 @@ class Batch:
     """Since something of this user's was last told."""
     records: Sequence[Outgoing]
     """At least one, in the order of the outbox, each record once."""
+
+
+class Outbox:
+    """Where it is left what is to show up in feeds."""
+
+    def __init__(self, add: Add, look: Callable[[], None], *, now: Callable[[], datetime]) -> None:
+        """`add`: outbox_store.add; `look`: what `relaying` yields."""
+        self._add = add
+        self._now = now
+        self.look: Final = look
+        """To be called once the transaction of `tell` is committed."""
+
+    async def tell(self, connection: Connection, upload: Upload, domain: str, data: dict[str, Any] | None) -> None:
+        """Adds the upload's record in a domain, None for its end, to the transaction that holds the upload."""
+        await self._add(
+            connection,
+            user_id=upload.user_id,
+            tenant_id=upload.tenant_id,
+            domain=domain,
+            record_id=str(upload.id),
+            data=data,
+            now=self._now(),
+        )
 
 
 class Relay:

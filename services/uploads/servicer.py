@@ -10,6 +10,7 @@ from grpc.aio import ServicerContext
 from satchel.uploads.v1 import uploads_pb2 as pb
 from satchel.uploads.v1 import uploads_pb2_grpc as pb_grpc
 
+from runtime.breaking import unbroken
 from runtime.call import answer_headers, answer_status, header, principal, principal_if_any
 from runtime.clock import to_timestamp
 from runtime.interceptors import taken_in_turn
@@ -17,7 +18,7 @@ from runtime.paging import decode_token, next_token, page_size
 from services.uploads import convert
 from services.uploads.activities_domain import Activities, own_id
 from services.uploads.chunk_messages import ChunkMessage, read_chunk
-from services.uploads.files_domain import Files, Reading
+from services.uploads.files_domain import Files, Reading, check_not_empty
 from services.uploads.finalizing_domain import Finalizer
 from services.uploads.forms import recording_of
 from services.uploads.limits_domain import UploadLimits
@@ -50,7 +51,7 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         self._activities = activities
 
     async def GetUploadLimits(self, request: pb.GetUploadLimitsRequest, context: Context) -> pb.GetUploadLimitsResponse:
-        return convert.limits_response(self._limits)
+        return convert.limits_response(self._limits, await self._uploads.room(principal()))
 
     async def InitUpload(self, request: pb.InitUploadRequest, context: Context) -> pb.InitUploadResponse:
         upload = await self._uploads.start(principal(), convert.asked_from_pb(request))
@@ -96,7 +97,7 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
     async def GetFile(self, request: pb.GetFileRequest, context: Context) -> AsyncIterator[HttpBody]:
         reading = await self._reading(request)
         content_type = reading.upload.mime_type
-        async for piece in self._files.bytes_of(reading):
+        async for piece in unbroken(self._files.bytes_of(reading), context):
             yield HttpBody(content_type=content_type, data=piece)
             content_type = ""
 
@@ -107,8 +108,9 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
     async def _reading(self, request: pb.GetFileRequest | pb.HeadFileRequest) -> Reading:
         file = await self._files.open(principal_if_any(), request.name, request.expires, request.signature)
         reading = self._files.reading(file, convert.wanted_of(header))
-        answer_status(304 if reading.known else 206 if reading.partial else 200)
         answer_headers(*convert.file_headers(reading))
+        check_not_empty(reading)
+        answer_status(304 if reading.known else 206 if reading.partial else 200)
         return reading
 
     async def CreateSignedUrl(self, request: pb.CreateSignedUrlRequest, context: Context) -> pb.CreateSignedUrlResponse:

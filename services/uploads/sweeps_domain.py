@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from runtime.telemetry import SWEEP_ERRORS, SWEPT, logger
+from runtime.telemetry import FOREIGN_BLOBS, SWEEP_ERRORS, SWEPT, logger
 from services.uploads.uploads_domain import gone
 
 if TYPE_CHECKING:
@@ -68,10 +68,27 @@ class Sweeps:
         return swept
 
     async def orphans(self) -> int:
-        """Removes bytes that belong to no upload and no file; returns of how many."""
+        """Removes bytes that belong to no upload and no file; returns of how many.
+
+        None in a store of another installation, whose files no row here knows.
+        """
+        if not await self._ours():
+            return 0
         uploads = await self._without(self._blobs.uploads(), ("active", "assembling"), self._blobs.discard)
         # A file is there before its row says so.
         return uploads + await self._without(self._blobs.files(), ("assembling", "completed"), self._blobs.remove)
+
+    async def _ours(self) -> bool:
+        """Whether the store is this installation's. Whoever looks first at one that is nobody's takes it."""
+        installation = str(await self._store.installation())
+        mark = await self._blobs.mark()
+        if mark is None:
+            await self._blobs.set_mark(installation)
+            mark = await self._blobs.mark()
+        FOREIGN_BLOBS.set(mark != installation)
+        if mark != installation:
+            logger().error("the stored bytes belong to another installation, and none is removed", installation=mark)
+        return mark == installation
 
     async def _without(
         self, blobs: AsyncIterator[Blob], statuses: tuple[str, ...], remove: Callable[[UUID], Awaitable[None]]

@@ -29,7 +29,11 @@ MAX_NAME_CHARS: Final = 255
 STORE_PAUSE: Final = 2.0
 FULL_PAUSE: Final = 60.0
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
-_ENDED: Final = ("failed", "cancelled", "deleted")
+_ENDED: Final = {
+    "failed": "The upload has failed; start a new upload.",
+    "cancelled": "The upload was cancelled; start a new upload.",
+    "deleted": "The file was deleted; start a new upload.",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +61,8 @@ class Upload:
     finish_time: datetime | None
     activity: dict[str, Any] | None = None
     """Of a recording that was handed over as an activity: the data of its record."""
+    failure: str | None = None
+    """Of one that has failed: why, for people."""
 
     @property
     def chunks(self) -> int:
@@ -87,6 +93,16 @@ class Asked:
     mime_type: str
     file_hash: str
     """sha256 in hexadecimal digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Bytes of a user's files and of uploads on their way."""
+
+    quota: int
+    """That there may be."""
+    used: int
+    """That there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +221,11 @@ class Uploads:
             finish_time=None,
         )
 
+    async def room(self, caller: Principal) -> Room:
+        """How much the caller's files may take, and how much they do."""
+        used = await self._store.used(caller.user_id, self.now())
+        return Room(quota=self._limits.quota_of(caller.tier), used=used)
+
     async def find(self, caller: Principal, upload_id: str) -> Upload:
         """An upload of the caller. Raises Failure: UPLOAD_NOT_FOUND, UPLOAD_FORBIDDEN, UPLOAD_EXPIRED."""
         return own(await self._store.find(parse_upload_id(upload_id)), caller, self.now())
@@ -298,8 +319,11 @@ class Uploads:
             await kept(self._blobs.discard(id))
 
     async def cancel(self, caller: Principal, upload_id: str) -> None:
-        """Ends an upload and removes what is stored of it. Raises Failure: UPLOAD_COMPLETED, and as `find`."""
-        async with self._store.hold(parse_upload_id(upload_id)) as held:
+        """Ends an upload and removes what is stored of it.
+
+        Raises Failure: UPLOAD_COMPLETED, and as `find`; LockNotAvailable.
+        """
+        async with self._store.hold_soon(parse_upload_id(upload_id)) as held:
             upload = held.upload
             if upload is None:
                 raise Failure(Reason.UPLOAD_NOT_FOUND)
@@ -332,7 +356,8 @@ def alive(upload: Upload | None, now: datetime) -> Upload:
 def check_alive(upload: Upload, now: datetime) -> None:
     """Raises Failure (UPLOAD_NOT_FOUND, UPLOAD_EXPIRED) for an upload that has ended without a file."""
     if upload.status in _ENDED:
-        raise Failure(Reason.UPLOAD_NOT_FOUND)
+        why = f"The upload has failed. {upload.failure}" if upload.failure else _ENDED[upload.status]
+        raise Failure(Reason.UPLOAD_NOT_FOUND, why)
     if upload.status == "expired" or (upload.status == "active" and upload.expire_time <= now):
         raise Failure(Reason.UPLOAD_EXPIRED)
 

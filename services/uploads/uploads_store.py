@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from psycopg.errors import LockNotAvailable
 from psycopg.types.json import Jsonb
 
 from runtime.arrays import Integers
@@ -16,9 +17,13 @@ from runtime.database import Connection, Database, Row
 from services.uploads.outbox_store import forget
 from services.uploads.uploads_domain import Chunk, Upload
 
+# How long who would end an upload waits for whoever holds it, and how many do at once; there are eight connections.
+PATIENCE: Final = timedelta(milliseconds=500)
+MAX_WAITING: Final = 2
+
 _UPLOAD: Final = """
     id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, contested, create_time,
-    expire_time, finish_time, activity"""
+    expire_time, finish_time, activity, failure"""
 # One after the other for each user, so that two starts cannot both take the last room of a quota.
 _LOCK_USER: Final = "SELECT pg_advisory_xact_lock(%b::int8)"
 _SAME: Final = f"""
@@ -38,6 +43,8 @@ _PROLONG: Final = """
     UPDATE uploads.uploads SET expire_time = greatest(expire_time, %b) WHERE id = %b AND status = 'active'"""
 _FIND: Final = f"SELECT {_UPLOAD} FROM uploads.uploads WHERE id = %b"  # noqa: S608  # of constants
 _HOLD: Final = _FIND + " FOR UPDATE"
+_HOLD_NOW: Final = _HOLD + " NOWAIT"
+_PATIENCE: Final = "SELECT set_config('lock_timeout', %b, true)"
 # Whoever claims a chunk after somebody else who has not stored it takes it over; with other bytes that makes the upload
 # contested, and its file is then read from the store before it is believed. The row's lock is waited for here, and not
 # when the new row looks for its upload: by then that may have ended.
@@ -66,7 +73,7 @@ _CHUNK: Final = "SELECT claim, stored FROM uploads.chunks WHERE upload_id = %b A
 _COUNT: Final = "SELECT count(*) AS stored FROM uploads.chunks WHERE upload_id = %b AND stored"
 _STORED: Final = "SELECT index FROM uploads.chunks WHERE upload_id = %b AND stored ORDER BY index"
 _END: Final = """
-    UPDATE uploads.uploads SET status = %b, finish_time = %b WHERE id = %b"""
+    UPDATE uploads.uploads SET status = %b, finish_time = %b, failure = %b WHERE id = %b"""
 _SET_ACTIVITY: Final = "UPDATE uploads.uploads SET activity = %b WHERE id = %b"
 _FORGET_CHUNKS: Final = "DELETE FROM uploads.chunks WHERE upload_id = %b"
 _EXPIRED: Final = f"""
@@ -91,6 +98,11 @@ _FORGET_ENDED: Final = """
         LIMIT %b FOR UPDATE SKIP LOCKED))"""
 
 
+_BE_SOMEBODY: Final = """
+    INSERT INTO uploads.installation (id) VALUES (gen_random_uuid()) ON CONFLICT (single) DO NOTHING"""
+_INSTALLATION: Final = "SELECT id FROM uploads.installation"
+
+
 class HeldUpload:
     """An upload inside a transaction that holds it: nobody else can store a chunk of it, or end it, meanwhile."""
 
@@ -103,10 +115,10 @@ class HeldUpload:
         """The chunks that are stored, in order."""
         return await _stored(self.connection, _given(self.upload).id)
 
-    async def end(self, status: str, now: datetime) -> None:
-        """Gives it a status that it will not leave, and forgets its chunks."""
+    async def end(self, status: str, now: datetime, failure: str | None = None) -> None:
+        """Gives it a status that it will not leave, and forgets its chunks. `failure`: why it has failed."""
         upload = _given(self.upload)
-        await self.connection.execute(_END, [status, now, upload.id], prepare=True)
+        await self.connection.execute(_END, [status, now, failure, upload.id], prepare=True)
         await self.connection.execute(_FORGET_CHUNKS, [upload.id], prepare=True)
 
     async def set_activity(self, data: dict[str, Any]) -> None:
@@ -116,14 +128,17 @@ class HeldUpload:
 
     async def assembling(self) -> None:
         """From now on it takes no chunks."""
-        await self.connection.execute(_END, ["assembling", None, _given(self.upload).id], prepare=True)
+        await self.connection.execute(_END, ["assembling", None, None, _given(self.upload).id], prepare=True)
 
 
 class UploadStore:
     """Uploads in PostgreSQL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, patience: timedelta = PATIENCE) -> None:
+        """`patience`: how long `hold_soon` waits."""
         self._database = database
+        self._patience = f"{round(patience.total_seconds() * 1000)}ms"
+        self._waiting = 0
 
     @asynccontextmanager
     async def start(self, user_id: UUID) -> AsyncIterator[Starting]:
@@ -143,6 +158,31 @@ class UploadStore:
         """An upload, held until the block ends; waits for whoever holds it."""
         async with self._database.transaction() as transaction:
             yield HeldUpload(transaction.connection, await _one(transaction.connection, _HOLD, [id]))
+
+    @asynccontextmanager
+    async def hold_soon(self, id: UUID) -> AsyncIterator[HeldUpload]:
+        """As `hold`, for callers who may come again: waits for a moment, and only when few others do.
+
+        Whoever waits has a connection that somebody else may need. Raises LockNotAvailable, a way of being away.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                held = await stack.enter_async_context(self._hold(id, _HOLD_NOW))
+            except LockNotAvailable:
+                if self._waiting >= MAX_WAITING:
+                    raise
+                self._waiting += 1
+                try:
+                    held = await stack.enter_async_context(self._hold(id, _HOLD))
+                finally:
+                    self._waiting -= 1
+            yield held
+
+    @asynccontextmanager
+    async def _hold(self, id: UUID, statement: str) -> AsyncIterator[HeldUpload]:
+        async with self._database.transaction() as transaction:
+            await transaction.connection.execute(_PATIENCE, [self._patience])
+            yield HeldUpload(transaction.connection, await _one(transaction.connection, statement, [id]))
 
     @asynccontextmanager
     async def hold_expired(self, active: datetime, assembling: datetime) -> AsyncIterator[HeldUpload]:
@@ -211,6 +251,11 @@ class UploadStore:
             cursor = await statements.connection.execute(_FILES, [user_id, time, id, limit], prepare=True)
             return [upload_of(row) for row in await cursor.fetchall()]
 
+    async def used(self, user_id: UUID, now: datetime) -> int:
+        """Bytes of the user's files and of those that are on their way."""
+        async with self._database.statements() as statements:
+            return await _used(statements.connection, user_id, now)
+
     async def living_of(self, user_id: UUID, limit: int) -> list[UUID]:
         """Up to `limit` of the user's uploads and files."""
         async with self._database.statements() as statements:
@@ -222,6 +267,15 @@ class UploadStore:
         async with self._database.transaction() as transaction:
             await transaction.connection.execute(_FORGET_USER, [user_id])
             await forget(transaction.connection, user_id)
+
+    async def installation(self) -> UUID:
+        """The id of this installation; the same for ever, and for all who share the database."""
+        async with self._database.statements() as statements:
+            await statements.connection.execute(_BE_SOMEBODY)
+            row = await (await statements.connection.execute(_INSTALLATION)).fetchone()
+        if row is None:
+            raise LookupError("the installation has no id")
+        return UUID(str(row["id"]))
 
     async def forget_ended(self, before: datetime, limit: int) -> int:
         """Forgets up to `limit` uploads that ended without a file before then; returns how many."""
@@ -243,9 +297,7 @@ class Starting:
 
     async def used(self, now: datetime) -> int:
         """Bytes of the user's files and of those that are on their way."""
-        cursor = await self._connection.execute(_USED, [self._user_id, now], prepare=True)
-        row = await cursor.fetchone()
-        return int(row["bytes"]) if row else 0
+        return await _used(self._connection, self._user_id, now)
 
     async def insert(self, upload: Upload) -> None:
         """Stores a new upload."""
@@ -262,6 +314,11 @@ class Starting:
 async def _one(connection: Connection, statement: str, values: Sequence[Any]) -> Upload | None:
     row = await (await connection.execute(statement, values, prepare=True)).fetchone()
     return upload_of(row) if row else None
+
+
+async def _used(connection: Connection, user_id: UUID, now: datetime) -> int:
+    row = await (await connection.execute(_USED, [user_id, now], prepare=True)).fetchone()
+    return int(row["bytes"]) if row else 0
 
 
 async def _stored(connection: Connection, id: UUID) -> list[int]:

@@ -72,6 +72,36 @@ async def test_the_same_recording_again_is_a_duplicate_and_changes_nothing(phone
     assert len((await phone.call("GET", "/api/v1/files")).json()["files"]) == 1
 
 
+async def test_an_activity_ends_with_its_file_once(phone: Phone) -> None:
+    added = (await add(phone, "run.tcx")).json()
+    other = (await add(phone, "cerknicko-jezero.gpx")).json()
+
+    async def arrived() -> bool:
+        return len(await records(phone, "activity,file")) == 4
+
+    await until(arrived)
+    edited = {**added["activity"], "sport": "hiking"}
+    change = {"domain": "activity", "id": added["activity_id"], "base_version": 1, "operation": "UPSERT"}
+    await phone.call("POST", "/api/v1/sync/push", json={"changes": [{**change, "data": edited}]})
+
+    async def ended() -> bool:
+        return sum(one["deleted"] for one in await records(phone, "activity,file")) == 2
+
+    for _ in range(2):
+        assert (await phone.call("DELETE", f"/api/v1/files/{added['activity_id']}")).json() == {"deleted": True}
+        await until(ended)
+    told = await records(phone, "activity,file")
+    assert {(one["domain"], one["id"], one["version"], one["deleted"]) for one in told} == {
+        ("activity", added["activity_id"], 3, True),
+        ("file", added["activity_id"], 2, True),
+        ("activity", other["activity_id"], 1, False),
+        ("file", other["activity_id"], 1, False),
+    }
+    again = await add(phone, "run.tcx")
+    assert (again.status_code, again.json()["status"]) == (201, "created")
+    assert again.json()["activity_id"] != added["activity_id"]
+
+
 @pytest.mark.parametrize("name", ["broken-crc.fit", "weight-scale.fit"])
 async def test_what_is_no_activity_is_refused_and_leaves_nothing(phone: Phone, name: str) -> None:
     answer = await add(phone, name)

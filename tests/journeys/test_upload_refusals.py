@@ -79,6 +79,7 @@ FILES = {
     "image/png": png(),
     "image/webp": riff(b"WEBP", b"VP8 " + struct.pack("<I", 24) + b"\x30\x01\x00" + PIXEL),
     "image/heic": boxes(b"heic", b"mif1", b"heic"),
+    "image/heif": boxes(b"mif1", b"mif1", b"miaf"),
     "application/pdf": b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n",
     "text/plain": "Größe 5 ☕\n".encode(),
     "text/csv": b"\xef\xbb\xbfday,km\r\n1,5\r\n",
@@ -300,6 +301,35 @@ class TestStarts:
         answer = await phone.call("GET", f"/files/{file_id}.{TYPES[mime_type].mime_types[mime_type]}")
         assert (answer.content, answer.headers["content-type"]) == (data, mime_type)
 
+    @pytest.mark.parametrize("mime_type", ["image/heic", "image/heif"])
+    @pytest.mark.parametrize(
+        ("brand", "compatible"),
+        [
+            (b"heic", (b"mif1", b"heic")),
+            (b"heic", (b"mif1", b"MiHB", b"MiHE", b"MiPr", b"miaf", b"heic", b"tmap")),
+            (b"heix", (b"mif1", b"heix", b"miaf")),
+            (b"hevc", (b"msf1", b"hevc", b"iso8")),
+            (b"mif1", (b"mif1", b"heic", b"hevc")),
+            (b"mif1", (b"heix",)),
+            (b"msf1", (b"msf1", b"hevc")),
+            (b"heif", ()),
+        ],
+        ids=lambda value: value.decode() if isinstance(value, bytes) else None,
+    )
+    async def test_the_pictures_of_all_phones_are_known(
+        self, phone: Phone, mime_type: str, brand: bytes, compatible: tuple[bytes, ...]
+    ) -> None:
+        data = boxes(brand, *compatible) + uuid4().bytes
+        await stored(phone, data, mime_type=mime_type)
+
+    @pytest.mark.parametrize(
+        "data", [boxes(b"avif", b"mif1", b"miaf"), boxes(b"mif1", b"avif"), boxes(b"mp42", b"heic"), b"\0\0\0\1ftyp"]
+    )
+    async def test_what_only_looks_like_such_a_picture_has_failed(self, phone: Phone, data: bytes) -> None:
+        upload_id = await begun(phone, data, mime_type="image/heic")
+        assert (await put(phone, upload_id, data)).status_code == 200
+        assert refusal(await finalize(phone, upload_id), 400, "SYNC_001") == [("mime_type", "MISMATCH")]
+
     @pytest.mark.parametrize("mime_type", [one for one in TYPES if one != "image/png"])
     async def test_a_picture_that_is_sent_as_something_else_has_failed(
         self, edge: Edge, phone: Phone, mime_type: str
@@ -310,6 +340,50 @@ class TestStarts:
         assert refusal(await finalize(phone, upload_id), 400, "SYNC_001") == [("mime_type", "MISMATCH")]
         refusal(await finalize(phone, upload_id), 404, "UPLOAD_001")
         assert tree(edge) == before
+
+
+class TestEnds:
+    @pytest.mark.parametrize(
+        ("given", "why"),
+        [
+            (
+                {"file_hash": "ab" * 32},
+                "The upload has failed. The file is not what file_hash says; start a new upload.",
+            ),
+            ({"mime_type": "image/png"}, "The upload has failed. mime_type: is not what the file holds"),
+        ],
+        ids=["hash", "type"],
+    )
+    async def test_the_status_of_an_upload_that_failed_says_why(
+        self, phone: Phone, stub: Any, given: dict[str, str], why: str
+    ) -> None:
+        data = text(2000)
+        upload_id = await begun(phone, data, **given)
+        assert (await put(phone, upload_id, data)).status_code == 200
+        assert (await finalize(phone, upload_id)).status_code == 400
+        for answer in (
+            await phone.call("GET", f"/api/v1/uploads/{upload_id}/status"),
+            await finalize(phone, upload_id),
+            await put(phone, upload_id, data),
+        ):
+            refusal(answer, 404, "UPLOAD_001")
+            assert answer.json()["error"]["message"] == why
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.GetUploadStatus(pb.GetUploadStatusRequest(upload_id=upload_id), metadata=phone.metadata)
+        assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.NOT_FOUND, why)
+
+    async def test_the_status_of_an_upload_that_was_ended_says_how(self, edge: Edge, phone: Phone) -> None:
+        cancelled = await begun(phone, text(2000))
+        await phone.call("DELETE", f"/api/v1/uploads/{cancelled}")
+        deleted = await stored(phone, text(2000))
+        await phone.call("DELETE", f"/api/v1/files/{deleted}")
+        for upload_id, why in ((cancelled, "The upload was cancelled"), (deleted, "The file was deleted")):
+            answer = await phone.call("GET", f"/api/v1/uploads/{upload_id}/status")
+            refusal(answer, 404, "UPLOAD_001")
+            assert answer.json()["error"]["message"] == f"{why}; start a new upload."
+            other = await (await edge.phone()).call("GET", f"/api/v1/uploads/{upload_id}/status")
+            refusal(other, 403, "UPLOAD_001")
+            assert why not in other.text
 
 
 class TestChunks:

@@ -11,6 +11,7 @@ import grpc
 import httpx
 import pytest
 
+from services.uploads.limits_domain import read_limits
 from services.uploads.servicer import CHUNKS_AT_ONCE
 from tests.conftest import Edge
 from tests.factories import Phone
@@ -110,6 +111,24 @@ async def test_an_upload_is_cancelled_as_the_seed_shows_it(phone: Phone) -> None
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "UPLOAD_001")
 
 
+async def test_the_limits_tell_how_much_room_is_left(phone: Phone) -> None:
+    async def used() -> int:
+        told = (await phone.call("GET", "/api/v1/uploads/limits")).json()
+        assert told["quota_bytes"] == read_limits().quota_of("free")
+        return int(told["used_bytes"])
+
+    assert await used() == 0
+    await stored(phone, pdf(3000))
+    assert await used() == 3000
+    announced = (await start(phone, pdf(5000))).json()["upload_id"]
+    assert await used() == 8000
+    await phone.call("DELETE", f"/api/v1/uploads/{announced}")
+    assert await used() == 3000
+    (file,) = (await phone.call("GET", "/api/v1/files")).json()["files"]
+    await phone.call("DELETE", f"/api/v1/files/{file['id']}")
+    assert await used() == 0
+
+
 async def test_a_stream_goes_on_where_it_was_cut(phone: Phone) -> None:
     data = pdf(5 * CHUNK + 100)
     upload_id = (await start(phone, data)).json()["upload_id"]
@@ -155,6 +174,11 @@ async def test_a_range_behind_the_end_is_refused(phone: Phone) -> None:
     path = httpx.URL((await stored(phone, pdf(3000)))["file_url"]).path
     answer = await phone.call("GET", path, headers={"range": "bytes=3000-"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (416, "RANGE_NOT_SATISFIABLE")
+    assert answer.headers["content-range"] == "bytes */3000"
+    head = await phone.call("HEAD", path, headers={"range": "bytes=9999-"})
+    assert (head.status_code, head.headers["content-range"]) == (416, "bytes */3000")
+    whole = await phone.call("GET", path)
+    assert "content-range" not in whole.headers
 
 
 async def test_head_tells_what_get_would(phone: Phone) -> None:

@@ -22,11 +22,13 @@ from services.uploads.files_domain import Files
 from services.uploads.finalizing_domain import Finalizer
 from services.uploads.limits_domain import TypeLimit, UploadLimits
 from services.uploads.links import Links
+from services.uploads.outbox_domain import Outbox
 from services.uploads.outbox_store import add
 from services.uploads.streamed_domain import Streamed
 from services.uploads.sweeps_domain import Sweeps
 from services.uploads.uploads_domain import Asked, Uploads
 from services.uploads.uploads_store import UploadStore
+from tests.sending import files_below
 
 CHUNK = 16
 QUOTA = 4096
@@ -178,7 +180,7 @@ class World:
             blobs = Steered(real)
             digests = stack.enter_context(hashing(blobs))
             links = Links("http://files", b"secret", {TYPE: "bin"})
-            told = (links, add, lambda: None)
+            told = (links, Outbox(add, lambda: None, now=self.clock))
             uploads = Uploads(self.store, blobs, digests, LIMITS, now=self.clock)
             finalizer = Finalizer(self.store, blobs, digests, *told, now=self.clock)
             await stack.enter_async_context(finalizer.running())
@@ -202,8 +204,8 @@ class World:
             return int(row["told"]) if row else 0
 
     def tree(self) -> set[str]:
-        """Every file below the directory of the store."""
-        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()}
+        """Every file below the directory of the store, but the one that tells whose they are."""
+        return set(files_below(self.root))
 
     def part(self, upload_id: UUID) -> Path:
         """Where the bytes of an upload are on their way."""
@@ -217,7 +219,7 @@ class World:
 @asynccontextmanager
 async def world(url: str, root: Path) -> AsyncIterator[World]:
     async with database(url, connections=16, name="test") as db:
-        yield World(db=db, store=UploadStore(db), root=root)
+        yield World(db=db, store=UploadStore(db, patience=timedelta(seconds=PATIENCE)), root=root)
 
 
 def somebody() -> Principal:

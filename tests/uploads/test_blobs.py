@@ -214,3 +214,12 @@ async def _all(blobs: Blobs) -> AsyncIterator[datetime]:
         yield time
     async for _, time in blobs.files():
         yield time
+
+
+async def test_a_store_is_marked_as_somebodys(blobs: Blobs) -> None:
+    assert await blobs.mark() is None
+    first, second = str(uuid4()), str(uuid4())
+    for mark in (first, first, second):
+        await blobs.set_mark(mark)
+        assert await blobs.mark() == mark
+    assert [one async for one in blobs.files()] == [one async for one in blobs.uploads()] == []

@@ -29,7 +29,7 @@ from runtime.clock import utc_now
 from runtime.config import Config
 from runtime.database import database
 from runtime.server import serving
-from services.uploads.blobs import open_blobs
+from services.uploads.blobs import MARK, open_blobs
 from services.uploads.digests import hashing
 from services.uploads.sweeps_domain import Sweeps
 from services.uploads.uploads_store import UploadStore
@@ -670,10 +670,11 @@ async def stand_on(
 
 
 def objects(bucket: Bucket, stand: Stand) -> list[str]:
-    """Every object there is of ours."""
+    """Every object there is of ours, but the one that tells whose they are."""
     prefix = stand.config.blobs.removeprefix(f"s3://{BUCKET}/") + "/"
     listed = client(bucket).list_objects_v2(Bucket=BUCKET, Prefix=prefix)
-    return [one["Key"].removeprefix(prefix) for one in listed.get("Contents", [])]
+    names = [one["Key"].removeprefix(prefix) for one in listed.get("Contents", [])]
+    return [name for name in names if name != MARK]
 
 
 async def test_a_file_goes_through_a_bucket_and_back(
