@@ -59,7 +59,9 @@ class ForeignTokens:
 
 
 @asynccontextmanager
-async def foreign_tokens(config: Config) -> AsyncIterator[ForeignTokens | None]:
+async def foreign_tokens(
+    config: Config, *, clock: Callable[[], float] = time.time
+) -> AsyncIterator[ForeignTokens | None]:
     """Verifies the tokens of the project in the settings for as long as the block runs; None: there is none."""
     if not config.supabase_issuer:
         yield None
@@ -80,7 +82,7 @@ async def foreign_tokens(config: Config) -> AsyncIterator[ForeignTokens | None]:
             else:
                 raise Failure(Reason.INVALID_TOKEN)
 
-        yield ForeignTokens(issuer=config.supabase_issuer, check=check, tenant_id=config.supabase_tenant)
+        yield ForeignTokens(issuer=config.supabase_issuer, check=check, tenant_id=config.supabase_tenant, clock=clock)
 
 
 def _uuid(value: Any) -> UUID | None:

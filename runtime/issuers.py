@@ -33,6 +33,10 @@ PAUSE: Final = 5.0
 _SAYS_AGE: Final = re.compile(r"\bmax-age=(\d{1,9})\b")
 
 
+class _BadAnswer(Exception):
+    """An issuer answered something that is no key set."""
+
+
 @asynccontextmanager
 async def issuer_client() -> AsyncIterator[httpx.AsyncClient]:
     """What keys are fetched with, for as long as the block runs."""
@@ -115,33 +119,34 @@ class IssuerKeys:
             self._fetching = None
 
     async def _load(self) -> tuple[tuple[PublicKey, ...], float]:
-        url = self._jwks_url
-        if not url:
-            said, _ = await self._get(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
-            url = said.get("jwks_uri")
-            if said.get("issuer") != self._issuer or not isinstance(url, str) or not is_safe_url(url):
-                raise ValueError("the discovery document is another issuer's, or names no safe jwks_uri")
+        url = self._jwks_url or await self._discovered()
         document, age = await self._get(url)
         listed = document.get("keys")
-        if not isinstance(listed, list):
-            raise ValueError("no key set")
-        keys = tuple(key for one in listed[:MAX_KEYS] if isinstance(one, dict) and (key := public_key(one)))
+        known = listed[:MAX_KEYS] if isinstance(listed, list) else []
+        keys = tuple(key for one in known if isinstance(one, dict) and (key := public_key(one)))
         if not keys:
-            raise ValueError("no key that could be used")
+            raise _BadAnswer(f"{url} holds no key that could be used")
         return keys, age
+
+    async def _discovered(self) -> str:
+        document, _ = await self._get(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+        url = document.get("jwks_uri")
+        if document.get("issuer") != self._issuer or not isinstance(url, str) or not is_safe_url(url):
+            raise _BadAnswer("the discovery document is another issuer's, or names no safe jwks_uri")
+        return url
 
     async def _get(self, url: str) -> tuple[dict[str, Any], float]:
         async with self._http.stream("GET", url) as answer:
             if answer.status_code != 200:
-                raise ValueError(f"{url} answered {answer.status_code}")
+                raise _BadAnswer(f"{url} answered {answer.status_code}")
             body = bytearray()
             async for part in answer.aiter_raw():
                 body += part
                 if len(body) > MAX_BYTES:
-                    raise ValueError(f"{url} is too large")
+                    raise _BadAnswer(f"{url} is too large")
         document = json.loads(body)
         if not isinstance(document, dict):
-            raise ValueError(f"{url} holds no JSON object")
+            raise _BadAnswer(f"{url} holds no JSON object")
         said = _SAYS_AGE.search(answer.headers.get("cache-control", ""))
         return document, min(max(float(said[1]), MIN_AGE), MAX_AGE) if said else AGE
 

@@ -1,4 +1,4 @@
-"""Owns signed tokens (JWT, RFC 7519): taken apart without trust, believed only by a key that is bound to one algorithm."""
+"""Owns signed tokens (JWT, RFC 7519): taken apart without trust, believed by a key that is bound to its algorithm."""
 
 from __future__ import annotations
 

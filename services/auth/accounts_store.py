@@ -82,8 +82,7 @@ _INSERT_ERASURE: Final = sa.insert(erasures).values(
 
 
 async def write_account(transaction: Transaction, account: Account, password_hash: str) -> bool:
-    """Adds an account to what `transaction` does, without a password where the hash is empty; False: its e-mail is
-    another's."""
+    """Adds an account to what `transaction` does; an empty hash is no password. False: the e-mail is another's."""
     row = await transaction.one(
         _INSERT_ACCOUNT,
         id=account.id,

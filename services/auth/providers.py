@@ -96,13 +96,13 @@ class Provider:
         subject = text(claims, "sub", max_chars=MAX_SUBJECT_CHARS)
         if not subject.strip():
             raise _wrong("does not say whom it is about")
-        email = _email(claims)
+        email, said = _email(claims), claims.get("email_verified")
         return Identity(
             provider=self._name,
             subject=subject,
             email=email,
             # Apple writes booleans as texts.
-            email_verified=bool(email) and claims.get("email_verified") in (True, "true"),
+            email_verified=bool(email) and (said is True or said == "true"),
             full_name=_name(claims),
             create_time=now,
         )
@@ -146,7 +146,7 @@ def _check_audience(claims: Mapping[str, Any], ours: frozenset[str]) -> None:
     named = audiences(claims)
     if ours.isdisjoint(named):
         raise _wrong("is for another app")
-    # Of one that is for several apps, the one that it was issued to must be ours (OpenID Connect Core, section 3.1.3.7).
+    # Of one for several apps, the one that it was issued to must be ours (OpenID Connect Core, section 3.1.3.7).
     # With a single audience azp may be another of the same project's apps, as Google's is on Android.
     if len(set(named)) > 1 and not (isinstance(azp := claims.get("azp"), str) and azp in ours):
         raise _wrong("was issued to another app")
