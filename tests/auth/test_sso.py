@@ -538,7 +538,7 @@ class TestClaims:
         assert await believer.told("7", nonce=7) == BAD
         assert await believer.told("\ud800", nonce="x") == BAD
 
-    @settings(max_examples=300)
+    @settings(max_examples=150)
     @given(
         st.one_of(
             st.text(max_size=60),

@@ -341,7 +341,7 @@ _CLAIMS = st.dictionaries(
 
 
 class TestWhatever:
-    @settings(max_examples=500)
+    @settings(max_examples=200)
     @given(
         st.text(max_size=80)
         | st.builds(compact, _HEADERS | _JSON | st.binary(max_size=50), _CLAIMS | _JSON, st.binary(max_size=80))
@@ -353,7 +353,7 @@ class TestWhatever:
                 await door.verifier.principal(authorization)
             assert refused.value.reason.row.http == 401
 
-    @settings(max_examples=300)
+    @settings(max_examples=150)
     @given(_CLAIMS)
     async def test_our_own_keys_sign_is_a_principal_or_a_refusal(self, door: Door, claims: dict[str, Any]) -> None:
         tokens = (
@@ -364,7 +364,7 @@ class TestWhatever:
         for token in tokens:
             assert await door.reason(token) in ("", BAD, "TOKEN_EXPIRED")
 
-    @settings(max_examples=500)
+    @settings(max_examples=200)
     @given(
         st.text(max_size=120)
         | st.text(max_size=100).map(lambda text: PREFIX + text)
