@@ -147,6 +147,8 @@ class Verifier:
         if token.algorithm != SIGNED or token.kid is None:
             raise Failure(Reason.INVALID_TOKEN)
         check_signature(token, await self._key(token.kid))
+        if "aud" in token.claims:  # it is meant for somebody, and ours are for everybody here
+            raise Failure(Reason.INVALID_TOKEN)
         return _Verified(_principal(token.claims), self._check_claims(token.claims))
 
     def _check_claims(self, claims: Mapping[str, Any]) -> float:

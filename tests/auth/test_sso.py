@@ -6,9 +6,12 @@ import asyncio
 import base64
 import hashlib
 import json
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.parts import running
+from deploy.parts import Part, running
+from deploy.sockets import free_port, http_get
 from runtime.config import ConfigError, SsoProvider, from_environment
 from runtime.errors import Failure, Reason
 from runtime.issuers import IssuerKeys, issuer_client
@@ -641,6 +645,59 @@ class TestSettings:
                 known.provider("google")
             assert refused_.value.reason is Reason.NOT_FOUND
             assert known.provider("apple")
+
+
+@asynccontextmanager
+async def provider(directory: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A whole OpenID provider, which is none of ours, as a process of its own."""
+    port = free_port()
+
+    async def answers() -> bool:
+        return (await http_get(("127.0.0.1", port), "/"))[0] == 200
+
+    command = [sys.executable, "-m", "oidc_provider_mock", "--port", str(port), "--require-nonce", "true"]
+    part = Part(name="provider", command=command, log=directory / "provider.log", ready=answers)
+    async with running(part), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        yield http
+
+
+async def id_token_of(http: httpx.AsyncClient, sub: str, *, nonce: str, client_id: str = "app", **claims: Any) -> str:
+    """What a phone gets that has its user sign in at the provider, by the authorization code flow."""
+    assert (await http.put(f"/users/{sub}", json=claims)).status_code == 204
+    back = "http://127.0.0.1/back"
+    query = {
+        "client_id": client_id,
+        "redirect_uri": back,
+        "response_type": "code",
+        "scope": "openid email profile",
+        "nonce": nonce,
+        "state": "x",
+    }
+    agreed = await http.post("/oauth2/authorize", params=query, data={"sub": sub})
+    assert agreed.status_code == 302, agreed.text
+    code = httpx.URL(agreed.headers["location"]).params["code"]
+    form = {"grant_type": "authorization_code", "code": code, "redirect_uri": back}
+    got = await http.post("/oauth2/token", data=form, auth=(client_id, "any"))
+    assert got.status_code == 200, got.text
+    token: str = got.json()["id_token"]
+    return token
+
+
+async def test_the_tokens_of_a_whole_provider_are_believed(own_edge: Callable[..., Any], tmp_path: Path) -> None:
+    async with provider(tmp_path) as http:
+        issuer_url = str(http.base_url).rstrip("/")
+        edge = await own_edge(sso={"whole": SsoProvider(issuer=issuer_url, audience="app")})
+        claims = {"email": "ada@example.com", "email_verified": True, "name": "Ada Lovelace"}
+        raw = uuid4().hex
+        hashed = hashlib.sha256(raw.encode()).hexdigest()
+        first = await sso(edge, await id_token_of(http, "ada", nonce=hashed, **claims), "whole", nonce=raw)
+        assert first.status_code == 200, first.text
+        assert (first.json()["user"]["email"], first.json()["is_new_user"]) == ("ada@example.com", True)
+        again = await sso(edge, await id_token_of(http, "ada", nonce="n", **claims), "whole", nonce="n")
+        assert (again.json()["user"]["id"], again.json()["is_new_user"]) == (first.json()["user"]["id"], False)
+        assert await refused(edge, await id_token_of(http, "ada", nonce="n2", **claims), "whole") == BAD
+        for_another = await id_token_of(http, "ada", nonce="n3", client_id="other", **claims)
+        assert await refused(edge, for_another, "whole", nonce="n3") == BAD
 
 
 async def test_a_provider_that_is_away_is_unavailable_until_it_is_back(

@@ -149,9 +149,10 @@ class TestOurs:
         known = await door.principal(signed_with_secret(header, service, MESH_SECRET))
         assert (known.role, known.user_id) == ("service", UUID(int=0))
 
-    async def test_a_users_token_is_no_service_however_it_is_addressed(self, door: Door) -> None:
-        token = door.key.sign(door.claims(aud=MESH_AUDIENCE, role="service"))
-        assert (await door.principal(token)).role == "user"
+    async def test_a_users_token_is_no_service_whatever_it_says(self, door: Door) -> None:
+        assert (await door.principal(door.key.sign(door.claims(role="service")))).role == "user"
+        for aud in (MESH_AUDIENCE, [MESH_AUDIENCE], "authenticated", "", []):
+            assert await door.reason(door.key.sign(door.claims(aud=aud, role="service"))) == BAD
 
     async def test_a_key_id_looks_nothing_up_but_keys(self, door: Door) -> None:
         for kid in (None, "", "../../keys/mesh.key", "/dev/null", "' OR 1=1 --", "\0", "x" * 7000):
