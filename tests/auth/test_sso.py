@@ -8,25 +8,29 @@ import hashlib
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import httpx
 import jwt
 import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from satchel.auth.v1 import sso_pb2, sso_pb2_grpc
 
 from deploy.parts import Part, running
 from deploy.sockets import free_port, http_get
 from runtime.config import ConfigError, SsoProvider, from_environment
 from runtime.errors import Failure, Reason
 from runtime.issuers import IssuerKeys, issuer_client
+from runtime.server import serving
+from services.auth.app import service as auth
 from services.auth.passwords import Passwords
 from services.auth.providers import LEEWAY, Provider, providers
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
@@ -717,3 +721,30 @@ async def test_a_provider_that_is_away_is_unavailable_until_it_is_back(
         assert await until(back, seconds=15) < 12
         away.go_away()
         assert (await sso(edge, away.token(**somebody()))).status_code == 200
+
+
+async def test_one_token_counts_per_address_and_others_beside_it(own_edge: Callable[..., Any]) -> None:
+    with issuer() as acme:
+        edge = await own_edge(sso={"acme": SsoProvider(issuer=acme.url, audience="app")}, rate_limits="on")
+        token = acme.token(**somebody())
+        assert [(await sso(edge, token)).status_code for _ in range(6)] == [200] * 5 + [429]
+        # They begin alike, and are not.
+        assert (await sso(edge, acme.token(**somebody()))).status_code == 200
+
+
+async def test_two_replicas_make_one_account_of_one_identity(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    with issuer() as acme:
+        known = {"acme": SsoProvider(issuer=acme.url, audience="app")}
+        configs = [config_for(tmp_path, database_url=database_url, redis_url=redis_url, sso=known) for _ in range(2)]
+        async with AsyncExitStack() as stack:
+            for config in configs:
+                await stack.enter_async_context(serving(config, {"auth": auth}))
+            channels = [
+                await stack.enter_async_context(grpc.aio.insecure_channel(config.auth_address)) for config in configs
+            ]
+            stubs = [sso_pb2_grpc.SsoServiceStub(channel) for channel in channels]
+            for _ in range(10):
+                request = sso_pb2.SignInWithProviderRequest(provider="acme", id_token=acme.token(**somebody()))
+                answers = await asyncio.gather(*(stub.SignInWithProvider(request) for stub in stubs * 3))
+                assert len({answer.user.id for answer in answers}) == 1
+                assert sum(answer.is_new_user for answer in answers) == 1
