@@ -23,6 +23,8 @@ class Principal:
     tenant_id: int
     role: Role
     tier: str
+    issuer: str = ""
+    """Who issued the token, where that was not us: the account may be one that we have never heard of."""
 
 
 @dataclass(frozen=True, kw_only=True)

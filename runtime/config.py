@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 SERVICES: Final = ("auth", "sessions", "uploads", "health", "websocket")
 
 
+# RFC 7518, section 3.2.
+MIN_SECRET_BYTES: Final = 32
+_SSO: Final = re.compile(r"SATCHEL_SSO_([A-Z0-9][A-Z0-9_]{0,31})_(ISSUER|AUDIENCE|JWKS_URL)")
+
+
 class ConfigError(Exception):
     """A setting is missing or cannot be read."""
+
+
+class SsoProvider(BaseModel):
+    """An OpenID provider, each field from SATCHEL_SSO_<PROVIDER>_<NAME>; what is empty is as the preset has it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    issuer: str = ""
+    """As it stands in its tokens, and where its discovery document is looked for."""
+    audience: str = ""
+    """The client ids that tokens may be for, separated by commas; empty: nobody signs in by this provider."""
+    jwks_url: str = ""
+    """Where its keys are; empty: the discovery document says."""
+
+    @field_validator("issuer", "jwks_url")
+    @classmethod
+    def _safe(cls, value: str) -> str:
+        return _safe_url(value)
+
+    @property
+    def audiences(self) -> frozenset[str]:
+        """The client ids."""
+        return frozenset(one.strip() for one in self.audience.split(",") if one.strip())
 
 
 class Config(BaseSettings):
@@ -70,10 +102,51 @@ class Config(BaseSettings):
     """A directory of schema files, each one a domain beside the built-in ones; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    sso: Mapping[str, SsoProvider] = Field(default_factory=dict)
+    """OpenID providers to sign in by, by their names in lower case."""
+    supabase_issuer: str = ""
+    """The issuer of a Supabase project's access tokens, which are accepted as they are; empty: none."""
+    supabase_jwt_secret: SecretStr = SecretStr("")
+    """What the project signs with, where it signs with HS256."""
+    supabase_jwks_url: str = ""
+    """Where the project's public keys are; empty, and without a secret: below the issuer."""
+    supabase_tenant: int = Field(1, ge=1)
+    """The tenant of all the project's users."""
+
     @field_validator("domains", "upload_limits", mode="before")
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("supabase_issuer", "supabase_jwks_url")
+    @classmethod
+    def _safe(cls, value: str) -> str:
+        return _safe_url(value)
+
+    @field_validator("supabase_jwt_secret")
+    @classmethod
+    def _not_guessed(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes, as HS256 wants")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Config:
+        if not self.supabase_issuer and (self.supabase_jwt_secret.get_secret_value() or self.supabase_jwks_url):
+            raise ValueError("SATCHEL_SUPABASE_ISSUER says whose tokens they are; it is missing")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Adds the variables whose names say a provider's name."""
+        return init_settings, _SsoSettings(settings_cls), env_settings
 
     @property
     def keys(self) -> Path:
@@ -100,6 +173,40 @@ def from_environment() -> Config:
     try:
         return Config()
     except ValidationError as error:
-        wrong = [f"SATCHEL_{str(one['loc'][0]).upper()}: {one['msg'].lower()}" for one in error.errors()]
+        wrong = [_sentence(one["loc"], one["msg"]) for one in error.errors()]
         hint = "; `make run` starts a PostgreSQL of its own and sets what the services need"
         raise ConfigError("; ".join(wrong) + hint) from None
+
+
+def _sentence(place: tuple[int | str, ...], message: str) -> str:
+    return f"SATCHEL_{'_'.join(map(str, place)).upper()}: {message.lower()}" if place else message
+
+
+class _SsoSettings(PydanticBaseSettingsSource):
+    """Gathers SATCHEL_SSO_<PROVIDER>_<NAME>."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, dict[str, str]] = {}
+        for variable, value in os.environ.items():
+            if named := _SSO.fullmatch(variable):
+                found.setdefault(named[1].lower(), {})[named[2].lower()] = value
+        return {"sso": found} if found else {}
+
+
+def is_safe_url(text: str) -> bool:
+    """Whether what is said there is the issuer's word: by https, or on this machine."""
+    try:
+        url = urlsplit(text)
+        local = url.scheme == "http" and url.hostname in ("localhost", "127.0.0.1", "::1")
+        return bool(url.hostname) and "@" not in url.netloc and (url.scheme == "https" or local)
+    except ValueError:
+        return False
+
+
+def _safe_url(value: str) -> str:
+    if value and not is_safe_url(value):
+        raise ValueError("must be an https URL")
+    return value

@@ -125,6 +125,8 @@ class Reason(Enum):
     )
     NOT_FOUND = _same(StatusCode.NOT_FOUND, 404, "NOT_FOUND", "There is no such thing.")
     EMAIL_REGISTERED = _same(StatusCode.ALREADY_EXISTS, 409, "CONFLICT", "This email is registered already.")
+    IDENTITY_TAKEN = _same(StatusCode.ALREADY_EXISTS, 409, "CONFLICT", "This identity opens another account already.")
+    LAST_WAY_IN = _same(StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "Nothing else would open the account.")
     IDEMPOTENCY_CONFLICT = Row(
         StatusCode.ABORTED,
         409,

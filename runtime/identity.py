@@ -15,8 +15,20 @@ from satchel.options.v1 import options_pb2 as options
 
 from runtime.call import Principal
 from runtime.errors import Failure, Reason
+from runtime.foreign import ForeignTokens
+from runtime.signed import (
+    SHARED,
+    PublicKey,
+    audiences,
+    check_shared,
+    check_signature,
+    check_times,
+    parse,
+    public_key,
+)
 
 ISSUER: Final = "satchel"
+SIGNED: Final = "ES256"
 MESH_AUDIENCE: Final = "satchel-mesh"
 ACCESS_TOKEN_SECONDS: Final = 3600
 SERVICE_TOKEN_SECONDS: Final = 300
@@ -28,7 +40,6 @@ CACHE_SIZE: Final = 10_000
 KEYS_PAUSE: Final = 5.0
 
 _NOBODY: Final = UUID(int=0)
-_CLAIMS: Final = ("sub", "sid", "tenant_id", "role", "tier", "exp", "iat")
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,14 @@ class _Verified:
 
 
 class Revocations:
-    """The sign-ins that were ended while their access tokens may still be alive."""
+    """Whose tokens are refused though they are alive: ended sign-ins, and users of other issuers deleted here."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._ended: OrderedDict[UUID, float] = OrderedDict()
+        self._deleted: set[UUID] = set()
+        self.known = False
+        """Whether anybody has told us yet whom to refuse."""
 
     def add(self, sign_in_ids: Iterable[UUID]) -> None:
         """Remembers the ids until the last access token of each has expired; forgets those that have."""
@@ -52,8 +66,17 @@ class Revocations:
         while self._ended and next(iter(self._ended.values())) < now:
             self._ended.popitem(last=False)
 
+    def add_deleted(self, user_ids: Iterable[UUID]) -> None:
+        """Remembers, for as long as this process runs, users who are to be refused whoever issues their tokens."""
+        self._deleted.update(user_ids)
+        self.known = True
+
     def __contains__(self, sign_in_id: UUID) -> bool:
         return sign_in_id in self._ended
+
+    def refuses(self, principal: Principal) -> bool:
+        """Whether the tokens of this principal are good no more."""
+        return principal.sign_in_id in self or principal.user_id in self._deleted
 
 
 class Verifier:
@@ -65,14 +88,19 @@ class Verifier:
         fetch_keys: Callable[[], Awaitable[Iterable[Mapping[str, str]]]],
         mesh_secret: bytes,
         revocations: Revocations,
+        foreign: ForeignTokens | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`fetch_keys` gives the public keys of the auth service as JSON Web Keys."""
+        """`fetch_keys` gives the public keys of the auth service as JSON Web Keys.
+
+        Tokens that name the issuer of `foreign` are its to judge; None: only ours are good.
+        """
+        self._foreign = foreign
         self._fetch_keys = fetch_keys
         self._mesh_secret = mesh_secret
         self._revocations = revocations
         self._clock = clock
-        self._keys: dict[str, jwt.PyJWK] = {}
+        self._keys: dict[str, PublicKey] = {}
         self._keys_at = float("-inf")
         self._fetching = asyncio.Lock()
         self._cache: OrderedDict[str, _Verified] = OrderedDict()
@@ -96,65 +124,62 @@ class Verifier:
         if known.expires_at <= self._clock():
             self._cache.pop(token, None)
             raise Failure(Reason.TOKEN_EXPIRED)
-        if known.principal.sign_in_id in self._revocations:
+        if known.principal.issuer and not self._revocations.known:
+            # Its issuer may still speak for somebody who is deleted here, and nobody has told us yet who that is.
+            raise Failure(Reason.UNAVAILABLE, retry_after=1)
+        if self._revocations.refuses(known.principal):
             raise Failure(Reason.TOKEN_REVOKED)
         return known.principal
 
-    async def _verify(self, token: str) -> _Verified:
-        try:
-            if len(token) > MAX_TOKEN_CHARS:
+    async def _verify(self, text: str) -> _Verified:
+        token = parse(text, max_chars=MAX_TOKEN_CHARS)
+        # Who it says has issued it decides which keys are tried, and each key is tried with its own algorithm only.
+        if self._foreign is not None and token.claims.get("iss") == self._foreign.issuer:
+            return _Verified(*await self._foreign.verified(token))
+        if token.algorithm == SHARED:
+            check_shared(token, self._mesh_secret)
+            expires = self._check_claims(token.claims)
+            if MESH_AUDIENCE not in audiences(token.claims) or not isinstance(token.claims.get("sub"), str):
                 raise Failure(Reason.INVALID_TOKEN)
-            header = jwt.get_unverified_header(token)
-            # The algorithm decides which key is tried, and each key is tried with its own algorithm only.
-            if header.get("alg") == "HS256":
-                return self._verify_service(token)
-            if header.get("alg") != "ES256" or not isinstance(header.get("kid"), str):
-                raise Failure(Reason.INVALID_TOKEN)
-            key = await self._key(header["kid"])
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=["ES256"],
-                issuer=ISSUER,
-                leeway=LEEWAY,
-                options={"require": [*_CLAIMS]},
+            return _Verified(
+                Principal(user_id=_NOBODY, sign_in_id=_NOBODY, tenant_id=0, role="service", tier=""), expires
             )
-            principal = Principal(
-                user_id=UUID(claims["sub"]),
-                sign_in_id=UUID(claims["sid"]),
-                tenant_id=int(claims["tenant_id"]),
-                role="admin" if claims["role"] == "admin" else "user",
-                tier=str(claims["tier"]),
-            )
-            return _Verified(principal, float(claims["exp"]) + LEEWAY)
-        except jwt.ExpiredSignatureError:
-            raise Failure(Reason.TOKEN_EXPIRED) from None
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise Failure(Reason.INVALID_TOKEN) from error
+        if token.algorithm != SIGNED or token.kid is None:
+            raise Failure(Reason.INVALID_TOKEN)
+        check_signature(token, await self._key(token.kid))
+        if "aud" in token.claims:  # it is meant for somebody, and ours are for everybody here
+            raise Failure(Reason.INVALID_TOKEN)
+        return _Verified(_principal(token.claims), self._check_claims(token.claims))
 
-    def _verify_service(self, token: str) -> _Verified:
-        claims = jwt.decode(
-            token,
-            self._mesh_secret,
-            algorithms=["HS256"],
-            issuer=ISSUER,
-            audience=MESH_AUDIENCE,
-            leeway=LEEWAY,
-            options={"require": ["sub", "exp", "iat"]},
-        )
-        principal = Principal(user_id=_NOBODY, sign_in_id=_NOBODY, tenant_id=0, role="service", tier="")
-        return _Verified(principal, float(claims["exp"]) + LEEWAY)
+    def _check_claims(self, claims: Mapping[str, Any]) -> float:
+        if claims.get("iss") != ISSUER:
+            raise Failure(Reason.INVALID_TOKEN)
+        return check_times(claims, now=self._clock(), leeway=LEEWAY)
 
-    async def _key(self, kid: str) -> jwt.PyJWK:
+    async def _key(self, kid: str) -> PublicKey:
         if kid not in self._keys:
             async with self._fetching:
                 if kid not in self._keys and self._clock() - self._keys_at >= KEYS_PAUSE:
-                    fetched = [jwt.PyJWK(dict(key)) for key in await self._fetch_keys()]
-                    self._keys = {str(key.key_id): key for key in fetched}
+                    fetched = [public_key(key) for key in await self._fetch_keys()]
+                    self._keys = {key.kid: key for key in fetched if key is not None and key.kid is not None}
                     self._keys_at = self._clock()
         if kid not in self._keys:
             raise Failure(Reason.INVALID_TOKEN)
         return self._keys[kid]
+
+
+def _principal(claims: Mapping[str, Any]) -> Principal:
+    """Who a token of ours speaks for. Raises Failure(INVALID_TOKEN)."""
+    try:
+        return Principal(
+            user_id=UUID(claims["sub"]),
+            sign_in_id=UUID(claims["sid"]),
+            tenant_id=int(claims["tenant_id"]),
+            role="admin" if claims["role"] == "admin" else "user",
+            tier=str(claims["tier"]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        raise Failure(Reason.INVALID_TOKEN) from None
 
 
 class ServiceTokens:

@@ -65,14 +65,18 @@ class AuthClient:
             {field.name: value for field, value in key.ListFields() if isinstance(value, str)} for key in response.keys
         ]
 
-    async def revoked_since(self, since: Timestamp | None) -> tuple[list[UUID], Timestamp]:
-        """Sign-ins ended since, and the moment to ask from next. Raises grpc.aio.AioRpcError when auth is away."""
+    async def revoked_since(self, since: Timestamp | None) -> tuple[list[UUID], list[UUID], Timestamp]:
+        """Sign-ins ended since, users of issuers elsewhere who were deleted since, and the moment to ask from next.
+
+        Raises grpc.aio.AioRpcError when auth is away.
+        """
         response = await self._stub.ListRevokedSignIns(
             auth_pb2.ListRevokedSignInsRequest(since=since),
             timeout=CALL_TIMEOUT,
             metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
         )
-        return [UUID(one) for one in response.sign_in_ids], response.next_since
+        ended, deleted = ([UUID(one) for one in ids] for ids in (response.sign_in_ids, response.deleted_user_ids))
+        return ended, deleted, response.next_since
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,8 +162,9 @@ async def watch_revocations(auth: AuthClient, revocations: Revocations) -> Async
         failing = False
         while True:
             try:
-                ended, since = await auth.revoked_since(since)
+                ended, deleted, since = await auth.revoked_since(since)
                 revocations.add(ended)
+                revocations.add_deleted(deleted)
                 failing = False
             except grpc.aio.AioRpcError as error:
                 REVOCATION_ERRORS.inc()

@@ -20,11 +20,12 @@ from grpc_reflection.v1alpha import reflection
 
 from runtime import contract
 from runtime.config import Config, ConfigError, from_environment
+from runtime.foreign import foreign_tokens
 from runtime.identity import Revocations, ServiceTokens, Verifier
 from runtime.interceptors import ContractInterceptor
 from runtime.keys import mesh_secret
 from runtime.limits import RateLimiter
-from runtime.mesh import AuthClient, channel, watch_revocations
+from runtime.mesh import STREAM_OPTIONS, AuthClient, channel, watch_revocations
 from runtime.migrations import migrate
 from runtime.telemetry import log_to_stderr, logger, serve_metrics
 
@@ -59,10 +60,11 @@ async def serving(
         await _migrated(config, name)
     async with AsyncExitStack() as stack:
         secret = mesh_secret(config.keys)
-        auth_channel = await stack.enter_async_context(channel(config.auth_address))
+        auth_channel = await stack.enter_async_context(channel(config.auth_address, STREAM_OPTIONS))
         auth = AuthClient(auth_channel, ServiceTokens(secret, "+".join(services)))
         revocations = Revocations()
-        verifier = Verifier(fetch_keys=auth.keys, mesh_secret=secret, revocations=revocations)
+        foreign = await stack.enter_async_context(foreign_tokens(config))
+        verifier = Verifier(fetch_keys=auth.keys, mesh_secret=secret, revocations=revocations, foreign=foreign)
         limiter = RateLimiter(config.redis_url) if config.limits_on else None
         if limiter is not None:
             stack.push_async_callback(limiter.close)

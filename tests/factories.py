@@ -119,6 +119,7 @@ def filled(path: str, **given: str) -> str:
         "tenant_id": "1",
         "domain": "journal",
         "chunk_index": "0",
+        "provider": "nobody",
         **given,
     }
     for name, value in values.items():

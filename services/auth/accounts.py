@@ -43,6 +43,8 @@ class Account:
     role: Role
     create_time: datetime
     subscription: Subscription
+    email_verify_time: datetime | None = None
+    """When somebody proved to own the address; None: nobody has."""
 
     def at(self, now: datetime) -> Account:
         """The account with the expiry of its subscription judged at `now`."""

@@ -66,10 +66,14 @@ def jwks_response(keys: Iterable[Mapping[str, str]]) -> auth_pb2.GetJwksResponse
     return auth_pb2.GetJwksResponse(keys=[auth_pb2.JsonWebKey(**key) for key in keys])
 
 
-def revoked_response(ended: Iterable[UUID], next_since: datetime) -> auth_pb2.ListRevokedSignInsResponse:
-    """Ended sign-ins."""
+def revoked_response(
+    ended: Iterable[UUID], next_since: datetime, deleted: Iterable[UUID]
+) -> auth_pb2.ListRevokedSignInsResponse:
+    """Ended sign-ins, and users whom other issuers may not know to be deleted."""
     return auth_pb2.ListRevokedSignInsResponse(
-        sign_in_ids=[str(one) for one in ended], next_since=to_timestamp(next_since)
+        sign_in_ids=[str(one) for one in ended],
+        next_since=to_timestamp(next_since),
+        deleted_user_ids=[str(one) for one in deleted],
     )
 
 

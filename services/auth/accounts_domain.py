@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4
 
@@ -27,6 +27,7 @@ class KnownAccounts:
     """Accounts as they stand; many who ask at once share one statement."""
 
     def __init__(self, store: AccountStore, *, now: Callable[[], datetime]) -> None:
+        self._store = store
         self._by_id = Coalesced(store.accounts)
         self._now = now
 
@@ -36,6 +37,16 @@ class KnownAccounts:
         if account is None:
             raise Failure(Reason.INVALID_TOKEN)
         return account.at(self._now())
+
+    async def of(self, caller: Principal) -> Account:
+        """The caller's account; a user of another issuer who has none yet gets one. Raises as `account` does."""
+        if caller.issuer and await self._by_id.get(caller.user_id) is None:
+            await self._store.create_foreign(caller.user_id, caller.tenant_id, caller.issuer, self._now())
+        return await self.account(caller.user_id)
+
+    async def deleted_elsewhere(self, since: datetime | None) -> list[UUID]:
+        """Users of other issuers who were deleted here since, or of all time: their issuers may not know."""
+        return await self._store.deleted_foreign_since(since or datetime.min.replace(tzinfo=UTC))
 
 
 class Accounts:
@@ -108,6 +119,9 @@ class Accounts:
     async def delete(self, caller: Principal) -> datetime:
         """Ends the caller's account and all its sign-ins; returns when, also the second time."""
         event = SecurityEvent(kind=Kind.ACCOUNT_DELETED, account_id=caller.user_id, sign_in_id=caller.sign_in_id)
+        if caller.issuer:
+            # What they have here may all be in other services.
+            await self._store.create_foreign(caller.user_id, caller.tenant_id, caller.issuer, self._now())
         delete_time = await self._store.delete(caller.user_id, self._now(), event)
         self._deleted()
         return delete_time

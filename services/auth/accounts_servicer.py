@@ -54,7 +54,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         return auth_pb2.SignOutResponse(signed_out=ended)
 
     async def GetMe(self, request: auth_pb2.GetMeRequest, context: Context) -> auth_pb2.GetMeResponse:
-        return convert.me_response(await self._known.account(principal().user_id))
+        return convert.me_response(await self._known.of(principal()))
 
     async def DeleteMe(self, request: auth_pb2.DeleteMeRequest, context: Context) -> auth_pb2.DeleteMeResponse:
         caller = principal()
@@ -63,7 +63,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
     async def GetSubscriptionStatus(
         self, request: auth_pb2.GetSubscriptionStatusRequest, context: Context
     ) -> auth_pb2.GetSubscriptionStatusResponse:
-        account = await self._known.account(principal().user_id)
+        account = await self._known.of(principal())
         return convert.subscription_response(account.subscription)
 
     async def GetJwks(self, request: auth_pb2.GetJwksRequest, context: Context) -> auth_pb2.GetJwksResponse:
@@ -73,7 +73,8 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         self, request: auth_pb2.ListRevokedSignInsRequest, context: Context
     ) -> auth_pb2.ListRevokedSignInsResponse:
         since = from_timestamp("since", request.since) if request.HasField("since") else None
-        return convert.revoked_response(*await self._sign_ins.revoked_since(since))
+        deleted = await self._known.deleted_elsewhere(since)
+        return convert.revoked_response(*await self._sign_ins.revoked_since(since), deleted)
 
 
 def device_of(name: str) -> Device:

@@ -11,25 +11,50 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
-from runtime.database import Database, Row
+from runtime.database import Database, Row, Transaction
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.sign_ins_domain import SignIn
 from services.auth.sign_ins_store import end_and_forget_sign_ins, write_sign_in
-from services.auth.tables import accounts, erasures, time
+from services.auth.tables import accounts, erasures, identities, time
 
 _now: Final = bindparam("now", type_=time)
 
-_ACCOUNT: Final = tuple(column for column in accounts.c if column.name not in ("password_hash", "delete_time"))
+_ACCOUNT: Final = tuple(
+    column for column in accounts.c if column.name not in ("password_hash", "delete_time", "issuer")
+)
 
 _INSERT_ACCOUNT: Final = (
     postgresql.insert(accounts)
-    .values({column.name: bindparam(column.name) for column in accounts.c if column.name != "delete_time"})
+    .values(
+        {column.name: bindparam(column.name) for column in accounts.c if column.name not in ("delete_time", "issuer")}
+    )
     .on_conflict_do_nothing(index_elements=["email"])
     .returning(accounts.c.id)
 )
+# An account of somebody else's user, who has come here with a token of theirs.
+_INSERT_FOREIGN: Final = (
+    postgresql.insert(accounts)
+    .values(
+        id=bindparam("account_id"),
+        email=sa.null(),
+        password_hash=sa.literal_column("''"),
+        tenant_id=bindparam("tenant_id"),
+        role=sa.literal_column("'user'"),
+        tier=sa.literal_column("'free'"),
+        subscription_status=sa.literal_column("'inactive'"),
+        cancel_at_period_end=sa.false(),
+        create_time=_now,
+        issuer=bindparam("issuer"),
+    )
+    .on_conflict_do_nothing(index_elements=["id"])
+)
+_DELETED_FOREIGN: Final = sa.select(accounts.c.id).where(
+    accounts.c.issuer != sa.literal_column("''"), accounts.c.delete_time >= bindparam("since", type_=time)
+)
+_FORGET_IDENTITIES: Final = sa.delete(identities).where(identities.c.account_id == bindparam("account_id"))
 _ACCOUNT_BY_EMAIL: Final = sa.select(*accounts.c).where(accounts.c.email == bindparam("email"))
 _ACCOUNTS_BY_ID: Final = sa.select(*_ACCOUNT).where(
     accounts.c.id == sa.any_(bindparam("ids", type_=postgresql.ARRAY(sa.Uuid))), accounts.c.delete_time.is_(None)
@@ -39,6 +64,7 @@ _DELETE: Final = (
     sa.update(accounts)
     .values(
         email=sa.null(),
+        email_verify_time=sa.null(),
         password_hash=sa.literal_column("''"),
         tier=sa.literal_column("'free'"),
         subscription_status=sa.literal_column("'inactive'"),
@@ -55,6 +81,25 @@ _INSERT_ERASURE: Final = sa.insert(erasures).values(
 )
 
 
+async def write_account(transaction: Transaction, account: Account, password_hash: str) -> bool:
+    """Adds an account to what `transaction` does; an empty hash is no password. False: the e-mail is another's."""
+    row = await transaction.one(
+        _INSERT_ACCOUNT,
+        id=account.id,
+        email=account.email or None,
+        email_verify_time=account.email_verify_time,
+        password_hash=password_hash,
+        tenant_id=account.tenant_id,
+        role=account.role,
+        tier=account.subscription.tier,
+        subscription_status=account.subscription.status,
+        subscription_end_time=account.subscription.end_time,
+        cancel_at_period_end=account.subscription.cancel_at_period_end,
+        create_time=account.create_time,
+    )
+    return row is not None
+
+
 class AccountStore:
     """Accounts in PostgreSQL."""
 
@@ -64,20 +109,7 @@ class AccountStore:
     async def create(self, account: Account, password_hash: str, sign_in: SignIn, event: SecurityEvent) -> None:
         """Stores a new account with its first sign-in. Raises Failure(EMAIL_REGISTERED)."""
         async with self._database.transaction() as transaction:
-            row = await transaction.one(
-                _INSERT_ACCOUNT,
-                id=account.id,
-                email=account.email or None,
-                password_hash=password_hash,
-                tenant_id=account.tenant_id,
-                role=account.role,
-                tier=account.subscription.tier,
-                subscription_status=account.subscription.status,
-                subscription_end_time=account.subscription.end_time,
-                cancel_at_period_end=account.subscription.cancel_at_period_end,
-                create_time=account.create_time,
-            )
-            if row is None:
+            if not await write_account(transaction, account, password_hash):
                 raise Failure(Reason.EMAIL_REGISTERED)
             await write_sign_in(transaction, sign_in)
             await write_event(transaction, event, account.create_time)
@@ -95,24 +127,38 @@ class AccountStore:
                     raise Failure(Reason.INVALID_TOKEN)
                 return before["delete_time"]  # type: ignore[no-any-return]  # a column of times
             await end_and_forget_sign_ins(transaction, account_id, now)
+            await transaction.execute(_FORGET_IDENTITIES, account_id=account_id)
             await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
             await write_event(transaction, event, now)
         return now
+
+    async def create_foreign(self, account_id: UUID, tenant_id: int, issuer: str, now: datetime) -> None:
+        """Stores an account for a user of another issuer, unless there is, or was, one with this id."""
+        async with self._database.statements() as statements:
+            await statements.execute(
+                _INSERT_FOREIGN, account_id=account_id, tenant_id=tenant_id, issuer=issuer, now=now
+            )
+
+    async def deleted_foreign_since(self, since: datetime) -> list[UUID]:
+        """Accounts of users of other issuers that were deleted at or after `since`."""
+        async with self._database.statements() as statements:
+            return [row["id"] for row in await statements.all(_DELETED_FOREIGN, since=since)]
 
     async def account_by_email(self, email: str) -> tuple[Account, str] | None:
         """The account and its password hash, or None when nobody has this e-mail."""
         async with self._database.statements() as statements:
             row = await statements.one(_ACCOUNT_BY_EMAIL, email=email)
-        return (_account(row), row["password_hash"]) if row else None
+        return (account_of_row(row), row["password_hash"]) if row else None
 
     async def accounts(self, ids: Sequence[UUID]) -> dict[UUID, Account]:
         """Those of the accounts that exist, by id, in one statement."""
         async with self._database.statements() as statements:
             rows = await statements.all(_ACCOUNTS_BY_ID, ids=list(ids))
-        return {row["id"]: _account(row) for row in rows}
+        return {row["id"]: account_of_row(row) for row in rows}
 
 
-def _account(row: Row) -> Account:
+def account_of_row(row: Row) -> Account:
+    """The account in a row of its table."""
     return Account(
         id=row["id"],
         email=row["email"] or "",
@@ -125,4 +171,5 @@ def _account(row: Row) -> Account:
             end_time=row["subscription_end_time"],
             cancel_at_period_end=row["cancel_at_period_end"],
         ),
+        email_verify_time=row["email_verify_time"],
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 
 import grpc
-from satchel.auth.v1 import auth_pb2_grpc
+from satchel.auth.v1 import auth_pb2_grpc, sso_pb2_grpc
 
 from runtime.clock import utc_now
 from runtime.config import Config
 from runtime.database import database
 from runtime.identity import ServiceTokens
+from runtime.issuers import issuer_client
 from runtime.keys import mesh_secret, signing_keys
 from runtime.mesh import SessionsClient, UploadsClient, channel
 from services.auth.accounts_domain import Accounts, KnownAccounts
@@ -21,7 +22,11 @@ from services.auth.accounts_store import AccountStore
 from services.auth.erasures_domain import Erasures
 from services.auth.erasures_store import ErasureStore
 from services.auth.events_store import EventStore
+from services.auth.identities_domain import Identities
+from services.auth.identities_servicer import SsoServicer
+from services.auth.identities_store import IdentityStore
 from services.auth.passwords import Passwords, commonest
+from services.auth.providers import providers
 from services.auth.sign_ins_domain import SignIns
 from services.auth.sign_ins_store import SignInStore
 from services.auth.tokens import AccessTokens
@@ -37,7 +42,9 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
             # Files first: whatever they still have to tell of themselves finds its user's records ended.
             elsewhere = [UploadsClient(uploads, tokens).erase_user, SessionsClient(sessions, tokens).erase_user]
             erasures = Erasures(ErasureStore(db), elsewhere, now=utc_now)
-            with closing(Passwords()) as passwords:
+            async with AsyncExitStack() as stack:
+                passwords = stack.enter_context(closing(Passwords()))
+                http = await stack.enter_async_context(issuer_client())
                 access_tokens = AccessTokens(signing_keys(config.keys))
                 store, events = AccountStore(db), EventStore(db)
                 known = KnownAccounts(store, now=utc_now)
@@ -52,5 +59,9 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                 accounts = Accounts(store, events, passwords, sign_ins, deleted=erasures.look, now=utc_now)
                 servicer = AuthServicer(accounts, known, sign_ins, access_tokens)
                 auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
-                async with erasures.running():
-                    yield
+                identities = Identities(
+                    IdentityStore(db), events, providers(config.sso, http, now=utc_now), known, sign_ins, now=utc_now
+                )
+                sso_pb2_grpc.add_SsoServiceServicer_to_server(SsoServicer(identities), server)
+                await stack.enter_async_context(erasures.running())
+                yield

@@ -17,6 +17,9 @@ class Kind(StrEnum):
     SIGNED_OUT = "signed_out"
     TOKEN_REUSED = "token_reused"  # noqa: S105  # a refresh token that had been replaced came back
     ACCOUNT_DELETED = "account_deleted"
+    IDENTITY_LINKED = "identity_linked"
+    IDENTITY_UNLINKED = "identity_unlinked"
+    ACCOUNT_RECLAIMED = "account_reclaimed"  # who proved to own its address ended every way in of before
 
 
 @dataclass(frozen=True, kw_only=True)

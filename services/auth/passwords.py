@@ -46,11 +46,14 @@ class Passwords:
         return await self._run(self._hasher.hash, _bytes(password))
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
-        """Whether `password` is the one that was hashed; takes as long when there is no hash, and is then False."""
+        """Whether `password` is the one that was hashed; takes as long when there is no hash, and is then False.
+
+        An account without a password has an empty hash.
+        """
         if not self._nobody:
             self._nobody = await self.hash("nobody's password")
         matches = await self._run(self._matches, password_hash or self._nobody, _bytes(password))
-        return matches and password_hash is not None
+        return matches and bool(password_hash)
 
     def close(self) -> None:
         """Waits for the hashes in progress."""

@@ -93,6 +93,16 @@ _END: Final = (
         ),
     )
 )
+_END_BY: Final = (
+    sa.update(sign_ins)
+    .values(revoke_time=_now)
+    .where(
+        sign_ins.c.account_id == bindparam("account_id"),
+        sign_ins.c.method == bindparam("method"),
+        sign_ins.c.id != bindparam("keep"),
+        _is_live,
+    )
+)
 # Nothing that says who it was stays of a deleted account's; the row does, for every service has to learn of its end.
 _END_AND_FORGET: Final = (
     sa.update(sign_ins)
@@ -124,6 +134,11 @@ async def end_sign_ins(
 async def end_and_forget_sign_ins(transaction: Transaction, account_id: UUID, now: datetime) -> None:
     """Adds to what `transaction` does that all the account's sign-ins end, and no longer say from where they were."""
     await transaction.execute(_END_AND_FORGET, account_id=account_id, now=now)
+
+
+async def end_sign_ins_by(transaction: Transaction, account_id: UUID, method: str, *, keep: UUID, now: datetime) -> int:
+    """Adds to what `transaction` does that the account's sign-ins by `method` end, but for `keep`; how many."""
+    return await transaction.execute(_END_BY, account_id=account_id, method=method, keep=keep, now=now)
 
 
 class SignInStore:

@@ -24,6 +24,20 @@ accounts: Final = sa.Table(
     sa.Column("cancel_at_period_end", sa.Boolean),
     sa.Column("create_time", time),
     sa.Column("delete_time", time),
+    sa.Column("email_verify_time", time),
+    sa.Column("issuer", sa.Text),
+)
+
+identities: Final = sa.Table(
+    "identities",
+    _schema,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("subject", sa.Text, primary_key=True),
+    sa.Column("account_id", sa.Uuid),
+    sa.Column("email", sa.Text),
+    sa.Column("email_verified", sa.Boolean),
+    sa.Column("full_name", sa.Text),
+    sa.Column("create_time", time),
 )
 
 sign_ins: Final = sa.Table(

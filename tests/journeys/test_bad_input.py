@@ -322,6 +322,8 @@ BAD_PAGES = {
 SINCE = ("x", "2026", "2026-13-01", "1e400", "%00", "0001-01-01T00:00:00%2B14:00", "x" * 2000)
 PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "GetMe": {},
+    "ListIdentities": {},
+    "UnlinkIdentity": {},
     "DeleteMe": {},
     "ExportRecords": {},
     "GetSubscriptionStatus": {},
@@ -366,6 +368,8 @@ ELSEWHERE = {
     "CreateWorkoutPlan": "test_metrics_and_plans.py",
     "GetWorkoutPlan": "test_metrics_and_plans.py",
     "HeadFile": "test_upload_refusals.py",
+    "SignInWithProvider": "test_sso.py",
+    "LinkIdentity": "test_sso.py",
     "AddActivity": "test_activities.py",
 }
 

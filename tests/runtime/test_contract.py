@@ -19,7 +19,7 @@ from services.sessions.schema_files import DIRECTORY
 ROOMS = ("app", "servicer", "convert", "domain", "store", "__main__", "__init__")
 # What a room may import from its own service, by the walk of a request: servicer → convert → domain ← store.
 ALLOWED = {
-    "servicer": {"convert", "domain", "part"},
+    "servicer": {"servicer", "convert", "domain", "part"},
     "convert": {"convert", "domain", "part"},
     "domain": {"domain", "part"},
     "store": {"domain", "store", "part"},

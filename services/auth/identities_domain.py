@@ -1,0 +1,170 @@
+"""Owns the rules of identities: which account one opens, how it comes to open one, and how that ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+from uuid import UUID, uuid4
+
+from runtime.call import Principal
+from runtime.errors import Failure, Reason, invalid
+from services.auth.accounts import FREE_TIER, Account, Subscription
+from services.auth.accounts_domain import DEFAULT_TENANT, KnownAccounts
+from services.auth.events_domain import Kind, SecurityEvent
+from services.auth.identities import Identity, method_of
+from services.auth.providers import MAX_NAME_CHARS, Providers
+from services.auth.sign_ins_domain import Device, SignIns, Tokens, check_device_name
+
+if TYPE_CHECKING:
+    from services.auth.events_store import EventStore
+    from services.auth.identities_store import IdentityStore
+
+# What is found may have changed when it is to be used; whoever is that often overtaken is not alone.
+TRIES: Final = 5
+
+
+class Identities:
+    """Sign-in by id token, and the identities of an account."""
+
+    def __init__(
+        self,
+        store: IdentityStore,
+        events: EventStore,
+        providers: Providers,
+        known: KnownAccounts,
+        sign_ins: SignIns,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._providers = providers
+        self._known = known
+        self._sign_ins = sign_ins
+        self._now = now
+
+    async def sign_in(
+        self, *, provider: str, id_token: str, nonce: str, full_name: str, tenant_id: int, device: Device
+    ) -> tuple[Account, Tokens, bool]:
+        """The account that an id token opens, signed in, and whether it is new.
+
+        Raises Failure: NOT_FOUND, FIELD_MISSING, FIELD_INVALID, INVALID_TOKEN, TOKEN_EXPIRED, IDENTITY_TAKEN,
+        UNAVAILABLE.
+        """
+        issuer = self._providers.provider(provider)
+        if tenant_id < 0:
+            raise invalid("tenant_id", "must be 1 or more")
+        check_device_name(device.name)
+        name = _checked_name(full_name)
+        try:
+            identity = await issuer.identity(id_token, nonce)
+        except Failure as failure:
+            if failure.reason in (Reason.INVALID_TOKEN, Reason.TOKEN_EXPIRED):
+                detail = {"method": method_of(provider)}
+                event = SecurityEvent(kind=Kind.SIGN_IN_FAILED, account_id=None, detail=detail)
+                await self._events.record(event, self._now())
+            raise
+        identity = replace(identity, full_name=name or identity.full_name)
+        for _ in range(TRIES):
+            opened = await self._open(identity, tenant_id or DEFAULT_TENANT, device)
+            if opened is not None:
+                return opened
+        raise Failure(Reason.UNAVAILABLE, retry_after=1)
+
+    async def link(self, caller: Principal, *, provider: str, id_token: str, nonce: str) -> Identity:
+        """Lets the identity of an id token open the caller's account too.
+
+        Raises Failure as `sign_in` does.
+        """
+        identity = await self._providers.provider(provider).identity(id_token, nonce)
+        account = await self._known.of(caller)
+        event = SecurityEvent(
+            kind=Kind.IDENTITY_LINKED,
+            account_id=account.id,
+            sign_in_id=caller.sign_in_id,
+            detail={"provider": provider},
+        )
+        return await self._store.link(account.id, identity, event)
+
+    async def unlink(self, caller: Principal, provider: str) -> int:
+        """Ends that an identity opens the caller's account; returns how many sign-ins ended with it.
+
+        Raises Failure: NOT_FOUND, LAST_WAY_IN.
+        """
+        event = SecurityEvent(
+            kind=Kind.IDENTITY_UNLINKED,
+            account_id=caller.user_id,
+            sign_in_id=caller.sign_in_id,
+            detail={"provider": provider},
+        )
+        return await self._store.unlink(
+            caller.user_id, provider, keep=caller.sign_in_id, method=method_of(provider), now=self._now(), event=event
+        )
+
+    async def identities(self, caller: Principal) -> Sequence[Identity]:
+        """Those that open the caller's account, oldest first."""
+        return await self._store.identities((await self._known.of(caller)).id)
+
+    async def _open(self, identity: Identity, tenant_id: int, device: Device) -> tuple[Account, Tokens, bool] | None:
+        """None: what was found has changed meanwhile."""
+        account = await self._store.account_of(identity)
+        if account is not None:
+            return await self._open_known(account.at(self._now()), identity, device)
+        if identity.proved_email:
+            account = await self._store.account_by_email(identity.proved_email)
+            if account is not None:
+                return await self._open_by_email(account.at(self._now()), identity, device)
+        return await self._open_new(identity, tenant_id, device)
+
+    async def _open_known(
+        self, account: Account, identity: Identity, device: Device
+    ) -> tuple[Account, Tokens, bool] | None:
+        sign_in, tokens = self._sign_ins.prepare(account, device, identity.method)
+        event = _signed_in(account, sign_in.id, identity)
+        return (account, tokens, False) if await self._store.sign_in(sign_in, identity, event) else None
+
+    async def _open_by_email(
+        self, account: Account, identity: Identity, device: Device
+    ) -> tuple[Account, Tokens, bool] | None:
+        sign_in, tokens = self._sign_ins.prepare(account, device, identity.method)
+        detail = {"provider": identity.provider}
+        linked = SecurityEvent(kind=Kind.IDENTITY_LINKED, account_id=account.id, sign_in_id=sign_in.id, detail=detail)
+        reclaimed = replace(linked, kind=Kind.ACCOUNT_RECLAIMED)
+        done = await self._store.link_by_email(
+            identity, sign_in, reclaimed=reclaimed, events=[linked, _signed_in(account, sign_in.id, identity)]
+        )
+        return (account, tokens, False) if done else None
+
+    async def _open_new(
+        self, identity: Identity, tenant_id: int, device: Device
+    ) -> tuple[Account, Tokens, bool] | None:
+        account = Account(
+            id=uuid4(),
+            # An address that nobody vouches for may be somebody else's, who is still to come.
+            email=identity.proved_email,
+            tenant_id=tenant_id,
+            role="user",
+            create_time=self._now(),
+            subscription=Subscription(tier=FREE_TIER, status="inactive", end_time=None, cancel_at_period_end=False),
+            email_verify_time=self._now() if identity.proved_email else None,
+        )
+        sign_in, tokens = self._sign_ins.prepare(account, device, identity.method)
+        event = replace(_signed_in(account, sign_in.id, identity), kind=Kind.SIGNED_UP)
+        return (account, tokens, True) if await self._store.create(account, identity, sign_in, event) else None
+
+
+def _signed_in(account: Account, sign_in_id: UUID, identity: Identity) -> SecurityEvent:
+    return SecurityEvent(
+        kind=Kind.SIGNED_IN, account_id=account.id, sign_in_id=sign_in_id, detail={"method": identity.method}
+    )
+
+
+def _checked_name(full_name: str) -> str:
+    name = full_name.strip()
+    if len(name) > MAX_NAME_CHARS:
+        raise invalid("full_name", f"is longer than {MAX_NAME_CHARS} characters", "TOO_LONG")
+    if not name.isprintable():
+        raise invalid("full_name", "holds characters that cannot be shown", "INVALID_FORMAT")
+    return name

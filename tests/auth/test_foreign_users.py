@@ -1,0 +1,163 @@
+"""Users of a Supabase project: its tokens open every service, and what they delete here stays deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from deploy.parts import running
+from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from tests.factories import Phone, device_session, puzzle_session
+from tests.issuers import Issuer, Key, issuer, signed_with_secret
+from tests.polling import until
+
+SECRET = "the project's own secret, of some length"  # of nobody
+DOORS = ("/v1/auth/me", "/sessions", "/users/me/stats", "/api/v1/uploads/limits", "/api/v1/sync/pull")
+
+
+@pytest.fixture(scope="module")
+def project() -> Iterator[Issuer]:
+    with issuer() as started:
+        started.keys = [Key("ES256")]
+        yield started
+
+
+@pytest.fixture(scope="module")
+def start(
+    new_database: Callable[[], str], redis_url: str, project: Issuer, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A mesh that takes the project's tokens; started again, it is the same one after a restart."""
+    directory = tmp_path_factory.mktemp("foreign")
+    config = config_for(directory / "home", database_url=new_database(), redis_url=redis_url)
+    accepted = {
+        "supabase_issuer": project.url,
+        "supabase_jwt_secret": SECRET,
+        "supabase_jwks_url": f"{project.url}/jwks",
+        "supabase_tenant": "5",
+        "sso_acme_issuer": project.url,
+        "sso_acme_audience": "app",
+    }
+    return lambda: running(service_part("all", config, directory, **accepted)), lambda: envoy_for(config, directory)
+
+
+@pytest.fixture
+async def edge(start: Any) -> AsyncIterator[Edge]:
+    services, envoy = start
+    async with services(), envoy() as started:
+        await until_healthy(started)
+        yield started
+
+
+def user(edge: Edge, project: Issuer, *, sub: str = "", secret: bool = False, **given: Any) -> Phone:
+    """A phone with an access token of the project, for somebody whom nobody here has heard of."""
+    claims = project.claims(
+        aud="authenticated",
+        sub=sub or str(uuid4()),
+        email=f"{uuid4().hex}@example.com",
+        role="authenticated",
+        session_id=str(uuid4()),
+        app_metadata={"role": "admin", "tier": "studio"},
+        **given,
+    )
+    token = signed_with_secret({"alg": "HS256"}, claims, SECRET.encode()) if secret else project.keys[0].sign(claims)
+    return Phone(edge.http, claims["sub"], claims["email"], token, "")
+
+
+@pytest.mark.parametrize("secret", [True, False], ids=["by secret", "by key"])
+async def test_such_a_user_is_let_in_by_every_service(edge: Edge, project: Issuer, secret: bool) -> None:
+    phone = user(edge, project, secret=secret)
+    for door in DOORS:
+        assert (await phone.call("GET", door)).status_code == 200, door
+    answer = await phone.call("POST", "/sessions/batch_upload", json={"sessions": [device_session()]})
+    assert answer.json()["created"] == 1
+    other = user(edge, project)
+    assert (await other.call("GET", "/users/me/stats")).json()["total_sessions"] == 0
+    # Whatever the project says of tiers, here it is a free one; whatever of roles, it is no administrator.
+    several = {"sessions": [puzzle_session(), puzzle_session()]}
+    assert len((await phone.call("POST", "/v1/sessions", json=several)).json()["rejected"]) == 1
+    policy = await phone.call("PUT", "/api/v1/sync/policies/5/journal", json={"resolution_policy": "server_wins"})
+    assert policy.status_code == 403
+
+
+async def test_what_auth_says_of_a_user_whom_it_has_never_seen(edge: Edge, project: Issuer) -> None:
+    phone = user(edge, project, is_anonymous=True)
+    answers = await asyncio.gather(*(phone.call("GET", "/v1/auth/me") for _ in range(6)))
+    assert {answer.status_code for answer in answers} == {200}
+    me = answers[0].json()
+    assert me.pop("created_at")
+    assert me == {
+        "id": phone.user_id,
+        "email": "",
+        "tier": "free",
+        "subscription_status": "inactive",
+        "subscription_expires_at": None,
+    }
+    assert (await phone.call("GET", "/v1/subscription/status")).json()["status"] == "inactive"
+    assert (await phone.call("POST", "/v1/auth/signout", json={"scope": "all"})).json() == {"signed_out": 0}
+    with psycopg.connect(edge.mesh.config.database_url) as connection:
+        rows = connection.execute("SELECT tenant_id, issuer FROM auth.accounts WHERE id = %s", [phone.user_id])
+        assert rows.fetchall() == [(5, project.url)]
+
+
+async def test_such_a_user_may_link_an_identity_and_come_in_by_it(edge: Edge, project: Issuer) -> None:
+    phone = user(edge, project)
+    token = project.token(sub=uuid4().hex)
+    linked = await phone.call("POST", "/v1/auth/identities", json={"provider": "acme", "id_token": token})
+    assert linked.status_code == 200
+    signed_in = await edge.http.post("/auth/sso/acme", json={"id_token": token})
+    assert signed_in.json()["user"]["id"] == phone.user_id
+    # The project still lets him in.
+    assert (await phone.call("DELETE", "/v1/auth/identities/acme")).json() == {"signed_out": 1}
+
+
+async def test_who_deletes_himself_is_erased_and_refused_for_good(edge: Edge, project: Issuer) -> None:
+    phone = user(edge, project)
+    answer = await phone.call("POST", "/sessions/batch_upload", json={"sessions": [device_session()]})
+    assert answer.json()["created"] == 1
+    deleted = await phone.call("DELETE", "/v1/auth/me")
+    assert (deleted.status_code, deleted.json()["id"]) == (200, phone.user_id)
+
+    async def refused() -> bool:
+        # Also with a token that the project has issued since.
+        answers = [
+            await one.call("GET", door) for one in (phone, user(edge, project, sub=phone.user_id)) for door in DOORS
+        ]
+        return all(answer.status_code == 401 for answer in answers)
+
+    started = time.monotonic()
+    await until(refused, seconds=10)
+    assert time.monotonic() - started < 5
+
+    async def erased() -> bool:
+        with psycopg.connect(edge.mesh.config.database_url) as connection:
+            rows = connection.execute(
+                "SELECT 1 FROM sessions.records WHERE user_id = %s AND NOT deleted", [phone.user_id]
+            )
+            return rows.fetchone() is None
+
+    await until(erased)
+
+
+async def test_a_restart_forgets_nobody_who_was_deleted(start: Any, project: Issuer) -> None:
+    services, envoy = start
+    sub = str(uuid4())
+    async with services(), envoy() as edge:
+        await until_healthy(edge)
+        assert (await user(edge, project, sub=sub).call("DELETE", "/v1/auth/me")).status_code == 200
+        with psycopg.connect(edge.mesh.config.database_url) as connection:
+            # Longer ago than any token of ours lives.
+            connection.execute("UPDATE auth.accounts SET delete_time = now() - interval '90 days' WHERE id = %s", [sub])
+    async with services(), envoy() as edge:
+        await until_healthy(edge)
+        for _ in range(5):
+            for door in DOORS:
+                answer = await user(edge, project, sub=sub).call("GET", door)
+                assert answer.status_code in (401, 503), door
+        assert answer.status_code == 401
+        assert (await user(edge, project).call("GET", "/sessions")).status_code == 200
