@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -26,6 +28,8 @@ MAX_TOKEN_CHARS: Final = 8192
 CACHE_SIZE: Final = 10_000
 # A token with a key id that nobody knows must not make every service ask for the keys every time.
 KEYS_PAUSE: Final = 5.0
+# How long a call waits for the first news of ended sign-ins.
+FIRST_NEWS: Final = 2.0
 
 _NOBODY: Final = UUID(int=0)
 _CLAIMS: Final = ("sub", "sid", "tenant_id", "role", "tier", "exp", "iat")
@@ -40,12 +44,25 @@ class _Verified:
 class Revocations:
     """The sign-ins that were ended while their access tokens may still be alive."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        patience: float = math.inf,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`patience`: seconds without news after which nobody can say any more that a sign-in was not ended."""
+        self._patience = patience
         self._clock = clock
+        self._monotonic = monotonic
         self._ended: OrderedDict[UUID, float] = OrderedDict()
+        self._heard_at = float("-inf")
+        self._heard = asyncio.Event()
 
     def add(self, sign_in_ids: Iterable[UUID]) -> None:
-        """Remembers the ids until the last access token of each has expired; forgets those that have."""
+        """News: remembers the ids until the last access token of each has expired; forgets those that have."""
+        self._heard_at = self._monotonic()
+        self._heard.set()
         now = self._clock()
         for sign_in_id in sign_in_ids:
             self._ended.setdefault(sign_in_id, now + ACCESS_TOKEN_SECONDS + LEEWAY)
@@ -54,6 +71,17 @@ class Revocations:
 
     def __contains__(self, sign_in_id: UUID) -> bool:
         return sign_in_id in self._ended
+
+    async def check(self, sign_in_id: UUID) -> None:
+        """Raises Failure: TOKEN_REVOKED for an ended sign-in, UNAVAILABLE when there was no news for too long."""
+        if math.isfinite(self._patience) and not self._heard.is_set():
+            # A process that has just started is about to ask.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._heard.wait(), FIRST_NEWS)
+        if sign_in_id in self._ended:
+            raise Failure(Reason.TOKEN_REVOKED)
+        if self._monotonic() - self._heard_at > self._patience:
+            raise Failure(Reason.UNAVAILABLE, "Nobody can say if this sign-in was ended; try again.", retry_after=1)
 
 
 class Verifier:
@@ -96,8 +124,8 @@ class Verifier:
         if known.expires_at <= self._clock():
             self._cache.pop(token, None)
             raise Failure(Reason.TOKEN_EXPIRED)
-        if known.principal.sign_in_id in self._revocations:
-            raise Failure(Reason.TOKEN_REVOKED)
+        if known.principal.role != "service":
+            await self._revocations.check(known.principal.sign_in_id)
         return known.principal
 
     async def _verify(self, token: str) -> _Verified:

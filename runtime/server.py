@@ -56,7 +56,7 @@ async def serving(
         secret = mesh_secret(config.keys)
         auth_channel = await stack.enter_async_context(channel(config.auth_address))
         auth = AuthClient(auth_channel, ServiceTokens(secret, "+".join(services)))
-        revocations = Revocations()
+        revocations = Revocations(patience=config.revocation_patience)
         verifier = Verifier(fetch_keys=auth.keys, mesh_secret=secret, revocations=revocations)
         limiter = RateLimiter(config.redis_url) if config.limits_on else None
         if limiter is not None:

@@ -15,7 +15,7 @@ from runtime.database import Database, Row
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
 from services.auth.events_domain import SecurityEvent
-from services.auth.events_store import write_event
+from services.auth.events_store import forget_events, write_event
 from services.auth.sign_ins_domain import SignIn
 from services.auth.sign_ins_store import end_and_forget_sign_ins, write_sign_in
 from services.auth.tables import accounts, erasures, time
@@ -97,6 +97,7 @@ class AccountStore:
             await end_and_forget_sign_ins(transaction, account_id, now)
             await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
             await write_event(transaction, event, now)
+            await forget_events(transaction, account_id)
         return now
 
     async def account_by_email(self, email: str) -> tuple[Account, str] | None:
