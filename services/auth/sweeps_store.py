@@ -9,12 +9,11 @@ from runtime.database import Database
 
 # An array, so that the rows are chosen and locked once; SKIP LOCKED, so that each is swept by one replica.
 _FORGET_SIGN_INS: Final = """
-    DELETE FROM auth.sign_ins WHERE ctid = ANY(ARRAY(
-        (SELECT ctid FROM auth.sign_ins WHERE revoke_time < %(before)s
-            ORDER BY revoke_time LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
-        UNION
-        (SELECT ctid FROM auth.sign_ins WHERE expire_time < %(before)s
-            ORDER BY expire_time LIMIT %(limit)s FOR UPDATE SKIP LOCKED)))"""
+    WITH ended AS (SELECT ctid FROM auth.sign_ins WHERE revoke_time < %(before)s
+            ORDER BY revoke_time LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+        expired AS (SELECT ctid FROM auth.sign_ins WHERE expire_time < %(before)s
+            ORDER BY expire_time LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+    DELETE FROM auth.sign_ins WHERE ctid = ANY(ARRAY(SELECT ctid FROM ended UNION SELECT ctid FROM expired))"""
 _FORGET_EVENTS: Final = """
     DELETE FROM auth.security_events WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM auth.security_events WHERE time < %(before)s
