@@ -1,4 +1,4 @@
-"""The log of security events: who reads which of them, what stays of a deleted account, and that nobody can flood it."""
+"""The log of security events: who reads which of them, what stays of a deleted account, that nobody can flood it."""
 
 from __future__ import annotations
 
