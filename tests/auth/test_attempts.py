@@ -172,7 +172,7 @@ async def test_the_owner_signs_in_from_a_known_place_while_strangers_hammer_from
                 await Guest(both[1], "10.200.0.2", device_id="device-of-a-stranger").sign_in(email),
             ]
 
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             *_, (known, at_home, on_the_road, new_place) = await asyncio.gather(
                 *(stranger(number) for number in range(4)), owner()
             )
