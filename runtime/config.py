@@ -92,6 +92,10 @@ class Config(BaseSettings):
     """Sync streams that a user may have open in one process."""
     sweep_interval: float = Field(60.0, gt=0)
     """Seconds, about, between two rounds of removing what has grown too old."""
+    security_events_days: int = Field(365, ge=1)
+    """Days that security events are kept."""
+    revocation_patience: float = Field(60.0, gt=0)
+    """Seconds that a service takes access tokens without news of which sign-ins were ended."""
     free_puzzles_per_day: int = Field(1, ge=0)
     """New puzzle sessions that a free account may store per UTC day of their timestamp."""
     blobs: str = ""

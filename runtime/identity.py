@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -38,6 +40,8 @@ MAX_TOKEN_CHARS: Final = 8192
 CACHE_SIZE: Final = 10_000
 # A token with a key id that nobody knows must not make every service ask for the keys every time.
 KEYS_PAUSE: Final = 5.0
+# How long a call waits for the first news of ended sign-ins.
+FIRST_NEWS: Final = 2.0
 
 _NOBODY: Final = UUID(int=0)
 
@@ -51,15 +55,26 @@ class _Verified:
 class Revocations:
     """Whose tokens are refused though they are alive: ended sign-ins, and users of other issuers deleted here."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        patience: float = math.inf,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`patience`: seconds without news after which nobody can say any more that a sign-in was not ended."""
+        self._patience = patience
         self._clock = clock
+        self._monotonic = monotonic
         self._ended: OrderedDict[UUID, float] = OrderedDict()
         self._deleted: set[UUID] = set()
-        self.known = False
-        """Whether anybody has told us yet whom to refuse."""
+        self._heard_at = float("-inf")
+        self._heard = asyncio.Event()
 
     def add(self, sign_in_ids: Iterable[UUID]) -> None:
-        """Remembers the ids until the last access token of each has expired; forgets those that have."""
+        """News: remembers the ids until the last access token of each has expired; forgets those that have."""
+        self._heard_at = self._monotonic()
+        self._heard.set()
         now = self._clock()
         for sign_in_id in sign_in_ids:
             self._ended.setdefault(sign_in_id, now + ACCESS_TOKEN_SECONDS + LEEWAY)
@@ -69,14 +84,23 @@ class Revocations:
     def add_deleted(self, user_ids: Iterable[UUID]) -> None:
         """Remembers, for as long as this process runs, users who are to be refused whoever issues their tokens."""
         self._deleted.update(user_ids)
-        self.known = True
 
     def __contains__(self, sign_in_id: UUID) -> bool:
         return sign_in_id in self._ended
 
-    def refuses(self, principal: Principal) -> bool:
-        """Whether the tokens of this principal are good no more."""
-        return principal.sign_in_id in self or principal.user_id in self._deleted
+    async def check(self, principal: Principal) -> None:
+        """Raises Failure: TOKEN_REVOKED for one of these, UNAVAILABLE when there was no news for too long."""
+        if math.isfinite(self._patience) and not self._heard.is_set():
+            # A process that has just started is about to ask.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._heard.wait(), FIRST_NEWS)
+        if principal.sign_in_id in self._ended or principal.user_id in self._deleted:
+            raise Failure(Reason.TOKEN_REVOKED)
+        if principal.issuer and not self._heard.is_set():
+            # Its issuer may still speak for somebody who is deleted here, and nobody has told us yet who that is.
+            raise Failure(Reason.UNAVAILABLE, retry_after=1)
+        if self._monotonic() - self._heard_at > self._patience:
+            raise Failure(Reason.UNAVAILABLE, "Nobody can say if this sign-in was ended; try again.", retry_after=1)
 
 
 class Verifier:
@@ -124,11 +148,8 @@ class Verifier:
         if known.expires_at <= self._clock():
             self._cache.pop(token, None)
             raise Failure(Reason.TOKEN_EXPIRED)
-        if known.principal.issuer and not self._revocations.known:
-            # Its issuer may still speak for somebody who is deleted here, and nobody has told us yet who that is.
-            raise Failure(Reason.UNAVAILABLE, retry_after=1)
-        if self._revocations.refuses(known.principal):
-            raise Failure(Reason.TOKEN_REVOKED)
+        if known.principal.role != "service":
+            await self._revocations.check(known.principal)
         return known.principal
 
     async def _verify(self, text: str) -> _Verified:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import time
@@ -25,7 +26,7 @@ from runtime.contract import Policy
 from runtime.errors import Failure, Reason, rest_body, rpc_status
 from runtime.idempotency import idempotency_key_of
 from runtime.identity import Verifier, authorize
-from runtime.limits import RateLimiter
+from runtime.limits import RateLimiter, spent
 from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, logger
 
 # What the transcoder of the edge adds to a call that came in as JSON.
@@ -383,7 +384,9 @@ async def abort(failure: Failure, call: Call, context: ServicerContext[Any, Any]
     row = failure.reason.row
     metadata: list[tuple[str, str | bytes]] = [*call.headers]
     if failure.retry_after is not None:
-        metadata.append(("retry-after", str(max(1, round(failure.retry_after)))))
+        if failure.reason is Reason.RATE_LIMITED:
+            metadata = [*spent(call.headers, failure.retry_after)]
+        metadata.append(("retry-after", str(max(1, math.ceil(failure.retry_after)))))
     if call.rest:
         body = rest_body(
             failure,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -14,6 +15,7 @@ from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from satchel.options.v1 import options_pb2 as options
 
+from runtime.addresses import network_of
 from runtime.call import Call
 from runtime.contract import Limit
 from runtime.errors import Failure, Reason
@@ -81,7 +83,8 @@ class RateLimiter:
         )
         if not tightest.allowed:
             call.headers += headers
-            raise Failure(Reason.RATE_LIMITED, retry_after=tightest.reset)
+            message = f"Too many requests; try again in {in_words(tightest.reset)}."
+            raise Failure(Reason.RATE_LIMITED, message, retry_after=tightest.reset)
         return headers
 
     async def close(self) -> None:
@@ -102,6 +105,18 @@ class RateLimiter:
         return await _hit(self._local, item, method, caller)
 
 
+def in_words(seconds: float) -> str:
+    """A time to wait, for people: whole seconds up to a minute and a half, then whole minutes, never too few."""
+    number, unit = (math.ceil(seconds), "second") if seconds <= 90 else (math.ceil(seconds / 60), "minute")
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
+def spent(headers: Iterable[tuple[str, str]], retry_after: float) -> list[tuple[str, str]]:
+    """The headers of an answer that says to wait, so that its RateLimit ones say the same, whoever made it wait."""
+    said = {"ratelimit-remaining": "0", "ratelimit-reset": str(max(1, math.ceil(retry_after)))}
+    return [(name, said.get(name, value)) for name, value in headers]
+
+
 async def _hit(limiter: MovingWindowRateLimiter, item: RateLimitItemPerSecond, method: str, caller: str) -> Standing:
     allowed = await limiter.hit(item, method, caller)
     window = await limiter.get_window_stats(item, method, caller)
@@ -117,5 +132,5 @@ def _caller(limit: Limit, call: Call, request: Any) -> str:
         account = unicodedata.normalize("NFC", named[:MAX_NAMED_CHARS]).strip().lower()
         if len(account) > MAX_EMAIL_CHARS:  # no e-mail, but a token, of which many begin alike
             account = hashlib.sha256(account.encode("utf-8", "replace")).hexdigest()
-        return f"{call.client_ip} {account}"
-    return call.client_ip
+        return f"{network_of(call.client_ip)} {account}"
+    return network_of(call.client_ip)

@@ -166,10 +166,10 @@ async def watch_revocations(auth: AuthClient, revocations: Revocations) -> Async
                 revocations.add(ended)
                 revocations.add_deleted(deleted)
                 failing = False
-            except grpc.aio.AioRpcError as error:
+            except Exception as error:  # whatever it was: who stops asking never knows again
                 REVOCATION_ERRORS.inc()
                 if not failing:
-                    logger().warning("cannot learn which sign-ins were ended", code=error.code().name)
+                    logger().warning("cannot learn which sign-ins were ended", error=repr(error))
                 failing = True
             await asyncio.sleep(REVOCATION_INTERVAL)
 

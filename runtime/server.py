@@ -62,7 +62,7 @@ async def serving(
         secret = mesh_secret(config.keys)
         auth_channel = await stack.enter_async_context(channel(config.auth_address, STREAM_OPTIONS))
         auth = AuthClient(auth_channel, ServiceTokens(secret, "+".join(services)))
-        revocations = Revocations()
+        revocations = Revocations(patience=config.revocation_patience)
         foreign = await stack.enter_async_context(foreign_tokens(config))
         verifier = Verifier(fetch_keys=auth.keys, mesh_secret=secret, revocations=revocations, foreign=foreign)
         limiter = RateLimiter(config.redis_url) if config.limits_on else None

@@ -17,6 +17,7 @@ from services.auth.sign_ins_domain import Device, SignIns, Tokens, check_device_
 
 if TYPE_CHECKING:
     from services.auth.accounts_store import AccountStore
+    from services.auth.attempts_domain import Guard
     from services.auth.events_store import EventStore
 
 DEFAULT_TENANT: Final = 1
@@ -58,6 +59,7 @@ class Accounts:
         events: EventStore,
         passwords: Passwords,
         sign_ins: SignIns,
+        guard: Guard,
         *,
         deleted: Callable[[], None],
         now: Callable[[], datetime],
@@ -67,6 +69,7 @@ class Accounts:
         self._events = events
         self._passwords = passwords
         self._sign_ins = sign_ins
+        self._guard = guard
         self._deleted = deleted
         self._now = now
 
@@ -94,7 +97,11 @@ class Accounts:
         return account, tokens
 
     async def sign_in(self, *, email: str, password: str, device: Device) -> tuple[Account, Tokens]:
-        """A new sign-in. Raises Failure: FIELD_MISSING, or INVALID_CREDENTIALS whichever of the two was wrong."""
+        """A new sign-in.
+
+        Raises Failure: FIELD_MISSING, INVALID_CREDENTIALS whichever of the two was wrong, or RATE_LIMITED after too
+        many wrong ones, whether there is such an account or not.
+        """
         if not email.strip():
             raise missing("email")
         if not password:
@@ -105,14 +112,13 @@ class Accounts:
         except Failure:
             address = ""  # nobody's; it takes as long to refuse as anybody's
         found = await self._store.account_by_email(address)
+        account_id = found[0].id if found else None
+        attempt = await self._guard.begin(BY_PASSWORD, address, account_id, device)
         if not await self._passwords.verify(found[1] if found else None, password) or found is None:
-            await self._events.record(
-                SecurityEvent(
-                    kind=Kind.SIGN_IN_FAILED, account_id=found[0].id if found else None, detail={"method": BY_PASSWORD}
-                ),
-                self._now(),
-            )
+            event = SecurityEvent(kind=Kind.SIGN_IN_FAILED, account_id=account_id, detail={"method": BY_PASSWORD})
+            await self._events.fold(event, self._now())
             raise Failure(Reason.INVALID_CREDENTIALS)
+        await self._guard.succeeded(attempt)
         account = found[0].at(self._now())
         return account, await self._sign_ins.begin(account, device, BY_PASSWORD)
 

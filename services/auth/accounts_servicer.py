@@ -11,7 +11,7 @@ from runtime.call import current, principal
 from runtime.clock import from_timestamp
 from services.auth import accounts_convert as convert
 from services.auth.accounts_domain import Accounts, KnownAccounts
-from services.auth.sign_ins_domain import MAX_DEVICE_NAME_CHARS, Device, SignIns
+from services.auth.sign_ins_domain import MAX_DEVICE_NAME_CHARS, Device, SignIns, device_key
 from services.auth.tokens import AccessTokens
 
 Context = ServicerContext[Any, Any]
@@ -46,7 +46,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         return convert.sign_in_response(account, tokens)
 
     async def Refresh(self, request: auth_pb2.RefreshRequest, context: Context) -> auth_pb2.RefreshResponse:
-        tokens = await self._sign_ins.refresh(request.refresh_token)
+        tokens = await self._sign_ins.refresh(request.refresh_token, device_of(""))
         return auth_pb2.RefreshResponse(access_token=tokens.access, refresh_token=tokens.refresh)
 
     async def SignOut(self, request: auth_pb2.SignOutRequest, context: Context) -> auth_pb2.SignOutResponse:
@@ -80,4 +80,9 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
 def device_of(name: str) -> Device:
     """Where the call that is being served comes from, under the name that it gives itself."""
     call = current.get()
-    return Device(name=name or call.user_agent[:MAX_DEVICE_NAME_CHARS], ip=call.client_ip, user_agent=call.user_agent)
+    return Device(
+        name=name or call.user_agent[:MAX_DEVICE_NAME_CHARS],
+        ip=call.client_ip,
+        user_agent=call.user_agent,
+        key=device_key(call.metadata.get("x-device-id", "")),
+    )

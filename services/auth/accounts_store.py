@@ -15,7 +15,7 @@ from runtime.database import Database, Row, Transaction
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
 from services.auth.events_domain import SecurityEvent
-from services.auth.events_store import write_event
+from services.auth.events_store import forget_events, write_event
 from services.auth.sign_ins_domain import SignIn
 from services.auth.sign_ins_store import end_and_forget_sign_ins, write_sign_in
 from services.auth.tables import accounts, erasures, identities, time
@@ -130,6 +130,7 @@ class AccountStore:
             await transaction.execute(_FORGET_IDENTITIES, account_id=account_id)
             await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
             await write_event(transaction, event, now)
+            await forget_events(transaction, account_id)
         return now
 
     async def create_foreign(self, account_id: UUID, tenant_id: int, issuer: str, now: datetime) -> None:

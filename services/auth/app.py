@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from datetime import timedelta
 
 import grpc
-from satchel.auth.v1 import auth_pb2_grpc, sso_pb2_grpc
+from satchel.auth.v1 import auth_pb2_grpc, devices_pb2_grpc, security_events_pb2_grpc, sso_pb2_grpc
 
 from runtime.clock import utc_now
 from runtime.config import Config
@@ -16,11 +17,19 @@ from runtime.identity import ServiceTokens
 from runtime.issuers import issuer_client
 from runtime.keys import mesh_secret, signing_keys
 from runtime.mesh import SessionsClient, UploadsClient, channel
+from runtime.sweeping import sweeping
 from services.auth.accounts_domain import Accounts, KnownAccounts
 from services.auth.accounts_servicer import AuthServicer
 from services.auth.accounts_store import AccountStore
+from services.auth.attempts_domain import Attempts, Unlimited
+from services.auth.attempts_store import AttemptStore
+from services.auth.devices_domain import Devices
+from services.auth.devices_servicer import DeviceServicer
+from services.auth.devices_store import DeviceStore
 from services.auth.erasures_domain import Erasures
 from services.auth.erasures_store import ErasureStore
+from services.auth.events_domain import SecurityEvents
+from services.auth.events_servicer import SecurityEventServicer
 from services.auth.events_store import EventStore
 from services.auth.identities_domain import Identities
 from services.auth.identities_servicer import SsoServicer
@@ -29,6 +38,8 @@ from services.auth.passwords import Passwords, commonest
 from services.auth.providers import providers
 from services.auth.sign_ins_domain import SignIns
 from services.auth.sign_ins_store import SignInStore
+from services.auth.sweeps_domain import Sweeps
+from services.auth.sweeps_store import SweepStore
 from services.auth.tokens import AccessTokens
 
 
@@ -40,13 +51,19 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         tokens = ServiceTokens(mesh_secret(config.keys), "auth")
         async with channel(config.sessions_address) as sessions, channel(config.uploads_address) as uploads:
             # Files first: whatever they still have to tell of themselves finds its user's records ended.
-            elsewhere = [UploadsClient(uploads, tokens).erase_user, SessionsClient(sessions, tokens).erase_user]
+            # And first what was logged here while the account was about to go.
+            events = EventStore(db)
+            elsewhere = [
+                events.forget,
+                UploadsClient(uploads, tokens).erase_user,
+                SessionsClient(sessions, tokens).erase_user,
+            ]
             erasures = Erasures(ErasureStore(db), elsewhere, now=utc_now)
             async with AsyncExitStack() as stack:
                 passwords = stack.enter_context(closing(Passwords()))
                 http = await stack.enter_async_context(issuer_client())
                 access_tokens = AccessTokens(signing_keys(config.keys))
-                store, events = AccountStore(db), EventStore(db)
+                store = AccountStore(db)
                 known = KnownAccounts(store, now=utc_now)
                 sign_ins = SignIns(
                     SignInStore(db),
@@ -56,12 +73,19 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                     admin_email=config.admin_email,
                     now=utc_now,
                 )
-                accounts = Accounts(store, events, passwords, sign_ins, deleted=erasures.look, now=utc_now)
+                guard = Attempts(AttemptStore(db), events, now=utc_now) if config.limits_on else Unlimited()
+                accounts = Accounts(store, events, passwords, sign_ins, guard, deleted=erasures.look, now=utc_now)
                 servicer = AuthServicer(accounts, known, sign_ins, access_tokens)
                 auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
                 identities = Identities(
                     IdentityStore(db), events, providers(config.sso, http, now=utc_now), known, sign_ins, now=utc_now
                 )
                 sso_pb2_grpc.add_SsoServiceServicer_to_server(SsoServicer(identities), server)
-                await stack.enter_async_context(erasures.running())
-                yield
+                devices = DeviceServicer(Devices(DeviceStore(db), now=utc_now))
+                devices_pb2_grpc.add_DeviceServiceServicer_to_server(devices, server)
+                log = SecurityEventServicer(SecurityEvents(events))
+                security_events_pb2_grpc.add_SecurityEventServiceServicer_to_server(log, server)
+                lifetime = timedelta(days=config.security_events_days)
+                sweeps = Sweeps(SweepStore(db), events_lifetime=lifetime, now=utc_now)
+                async with erasures.running(), sweeping(sweeps.round, config.sweep_interval):
+                    yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID, uuid4
 
+from runtime.addresses import network_of
 from runtime.call import Principal
 from runtime.errors import Failure, Reason, invalid, missing
 from runtime.identity import ACCESS_TOKEN_SECONDS
@@ -23,9 +25,15 @@ if TYPE_CHECKING:
 
 REFRESH_TOKEN_LIFETIME: Final = timedelta(days=30)
 MAX_DEVICE_NAME_CHARS: Final = 100
+# Live ones of an account; for one more the least recently used one goes.
+MAX_SIGN_INS: Final = 100
+# So long after its end a sign-in is remembered: a token of its is known as ours, and its place as one of its owner's.
+MEMORY: Final = timedelta(days=30)
 TOKEN_KEY_BYTES: Final = 32
 # A transaction takes its time stamp before it commits: asking a little into the past misses none of them.
 REVOCATION_OVERLAP: Final = timedelta(seconds=30)
+
+_DEVICE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 SignOutScope = Literal["this", "others", "all"]
 
@@ -38,6 +46,13 @@ class Device:
     """What it calls itself."""
     ip: str
     user_agent: str
+    key: str = ""
+    """What tells it from others wherever it is: the digest of the id it sends with its calls; empty: it sends none."""
+
+    @property
+    def network(self) -> str:
+        """The party that its address belongs to."""
+        return network_of(self.ip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +149,8 @@ class SignIns:
         await self._store.create(sign_in, event)
         return tokens
 
-    async def refresh(self, text: str) -> Tokens:
-        """The successor of a refresh token, with an access token.
+    async def refresh(self, text: str, device: Device) -> Tokens:
+        """The successor of a refresh token, with an access token; `device` is where it is asked for.
 
         Raises Failure: FIELD_MISSING, INVALID_TOKEN, TOKEN_EXPIRED, TOKEN_REVOKED (also for one that was used before
         the last: that one is reuse, and its sign-in has been ended).
@@ -151,6 +166,7 @@ class SignIns:
             tag=presented.tag,
             successor=hashlib.sha256(secret).digest(),
             sealed_successor=presented.seal(secret),
+            device=device,
             now=now,
             expire_time=now + REFRESH_TOKEN_LIFETIME,
         )
@@ -216,3 +232,8 @@ def check_device_name(name: str) -> None:
         raise invalid("device_name", f"is longer than {MAX_DEVICE_NAME_CHARS} characters", "TOO_LONG")
     if not all(character.isprintable() for character in name):
         raise invalid("device_name", "holds characters that cannot be shown", "INVALID_FORMAT")
+
+
+def device_key(device_id: str) -> str:
+    """What is stored of the id that a device sends with its calls; empty for none, or for what is no such id."""
+    return hashlib.sha256(device_id.encode()).hexdigest() if _DEVICE_ID.fullmatch(device_id) else ""

@@ -11,9 +11,9 @@ from sqlalchemy import bindparam
 
 from runtime.database import Database, Transaction
 from runtime.errors import Failure, Reason
-from services.auth.events_domain import SecurityEvent
+from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.events_store import write_event
-from services.auth.sign_ins_domain import Rotation, SignIn
+from services.auth.sign_ins_domain import MAX_SIGN_INS, Device, Rotation, SignIn
 from services.auth.tables import accounts, sign_ins, time
 
 _NEW_SIGN_IN: Final = (
@@ -28,14 +28,17 @@ _NEW_SIGN_IN: Final = (
     "create_time",
     "last_use_time",
     "expire_time",
+    "network",
+    "device_key",
 )
 # Under a lock on the account: who deletes it finds this sign-in and ends it, or has been faster, and there is none.
+# Two sign-ins of an account come one after the other, so that each counts the other.
 _INSERT_SIGN_IN: Final = sa.insert(sign_ins).from_select(
     _NEW_SIGN_IN,
     sa.select(*(bindparam(name, type_=sign_ins.c[name].type) for name in _NEW_SIGN_IN))
     .select_from(accounts)
     .where(accounts.c.id == bindparam("account_id", type_=sa.Uuid), accounts.c.delete_time.is_(None))
-    .with_for_update(read=True),
+    .with_for_update(key_share=True),
 )
 
 _now: Final = bindparam("now", type_=time)
@@ -46,6 +49,9 @@ _is_ours: Final = sa.func.substr(
     sa.func.sha256(sign_ins.c.token_key.op("||")(_presented)), 1, sa.literal_column("16")
 ) == bindparam("tag", type_=sa.LargeBinary)
 _is_live: Final = sa.and_(sign_ins.c.revoke_time.is_(None), sign_ins.c.expire_time > _now)
+
+
+_device_key: Final = bindparam("device_key", type_=sa.Text)
 
 
 def _when_rotated(column: sa.Column[Any], new: Any) -> Any:
@@ -63,6 +69,12 @@ _ROTATE: Final = (
         ),
         current_digest=_when_rotated(sign_ins.c.current_digest, bindparam("successor", type_=sa.LargeBinary)),
         last_use_time=_when_rotated(sign_ins.c.last_use_time, _now),
+        ip=_when_rotated(sign_ins.c.ip, bindparam("ip", type_=sa.Text)),
+        user_agent=_when_rotated(sign_ins.c.user_agent, bindparam("user_agent", type_=sa.Text)),
+        network=_when_rotated(sign_ins.c.network, bindparam("network", type_=sa.Text)),
+        device_key=sa.case(
+            (sa.and_(_is_current, _is_live, _device_key != ""), _device_key), else_=sign_ins.c.device_key
+        ),
         expire_time=_when_rotated(sign_ins.c.expire_time, bindparam("expire_time", type_=time)),
         revoke_time=sa.case(
             (sa.or_(_is_current, _is_previous), sign_ins.c.revoke_time),
@@ -110,16 +122,46 @@ _END_AND_FORGET: Final = (
         device_name=sa.literal_column("''"),
         ip=sa.literal_column("''"),
         user_agent=sa.literal_column("''"),
+        network=sa.literal_column("''"),
+        device_key=sa.literal_column("''"),
         revoke_time=sa.func.coalesce(sign_ins.c.revoke_time, _now),
     )
     .where(sign_ins.c.account_id == bindparam("account_id"))
+)
+_END_LEAST_USED: Final = (
+    sa.update(sign_ins)
+    .values(revoke_time=_now)
+    .where(
+        sign_ins.c.id.in_(
+            sa.select(sign_ins.c.id)
+            .where(sign_ins.c.account_id == bindparam("account_id"), _is_live, sign_ins.c.id != bindparam("newest"))
+            .order_by(sign_ins.c.last_use_time.desc(), sign_ins.c.id)
+            .offset(sa.literal_column(str(MAX_SIGN_INS - 1)))
+        )
+    )
+    .returning(sign_ins.c.id)
 )
 _REVOKED_SINCE: Final = sa.select(sign_ins.c.id).where(sign_ins.c.revoke_time >= bindparam("since", type_=time))
 
 
 async def write_sign_in(transaction: Transaction, sign_in: SignIn) -> bool:
-    """Adds a sign-in to what `transaction` does; False: its account is gone."""
-    return await transaction.execute(_INSERT_SIGN_IN, **_values(sign_in)) > 0
+    """Adds a sign-in to what `transaction` does; False: its account is gone.
+
+    Of more live ones than an account may have the least recently used one ends.
+    """
+    if not await transaction.execute(_INSERT_SIGN_IN, **_values(sign_in)):
+        return False
+    account_id, now = sign_in.account_id, sign_in.create_time
+    for row in await transaction.all(_END_LEAST_USED, account_id=account_id, newest=sign_in.id, now=now):
+        ended = SecurityEvent(
+            kind=Kind.SIGNED_OUT,
+            account_id=account_id,
+            sign_in_id=row["id"],
+            actor="system",
+            detail={"scope": "least_used"},
+        )
+        await write_event(transaction, ended, now)
+    return True
 
 
 async def end_sign_ins(
@@ -162,6 +204,7 @@ class SignInStore:
         tag: bytes,
         successor: bytes,
         sealed_successor: bytes,
+        device: Device,
         now: datetime,
         expire_time: datetime,
     ) -> Rotation | None:
@@ -174,6 +217,10 @@ class SignInStore:
                 tag=tag,
                 successor=successor,
                 sealed_successor=sealed_successor,
+                ip=device.ip,
+                user_agent=device.user_agent,
+                network=device.network,
+                device_key=device.key,
                 now=now,
                 expire_time=expire_time,
             )
@@ -208,4 +255,6 @@ def _values(sign_in: SignIn) -> dict[str, object]:
         "create_time": sign_in.create_time,
         "last_use_time": sign_in.create_time,
         "expire_time": sign_in.expire_time,
+        "network": sign_in.device.network,
+        "device_key": sign_in.device.key,
     }

@@ -57,6 +57,8 @@ sign_ins: Final = sa.Table(
     sa.Column("last_use_time", time),
     sa.Column("expire_time", time),
     sa.Column("revoke_time", time),
+    sa.Column("network", sa.Text),
+    sa.Column("device_key", sa.Text),
 )
 
 # What is still to be erased in other services of accounts that were deleted here.
@@ -83,4 +85,18 @@ security_events: Final = sa.Table(
     sa.Column("user_agent", sa.Text),
     sa.Column("request_id", sa.Text),
     sa.Column("detail", postgresql.JSONB),
+    # Events with the same key are one row with a count.
+    sa.Column("fold_key", sa.Text),
+    sa.Column("count", sa.Integer),
+)
+
+# Attempts to sign in that failed, or are not yet known to have succeeded, by account and place.
+attempts: Final = sa.Table(
+    "attempts",
+    _schema,
+    sa.Column("subject", sa.LargeBinary, primary_key=True),
+    sa.Column("place", sa.Text, primary_key=True),
+    sa.Column("failures", sa.Integer),
+    sa.Column("time", time),
+    sa.Column("until_time", time),
 )

@@ -115,9 +115,10 @@ class Live:
             await stream.watch.recheck()
         except Exception as error:  # nobody would look after the others
             failure = failure_of(error)
-            if failure.reason not in (Reason.UNAVAILABLE, Reason.INTERNAL):
+            # UNAVAILABLE in so many words: whether the sign-in was ended has been unknown for too long.
+            if failure is error or failure.reason not in (Reason.UNAVAILABLE, Reason.INTERNAL):
                 stream.end(failure)
-            elif failure is not error:
+            else:
                 logger().warning("a stream's sign-in cannot be looked at", error=repr(error))
         cause = self._cause(stream, until, now)
         if cause is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import grpc
@@ -22,6 +23,7 @@ from runtime.server import serving
 from services.auth.app import service as auth
 from services.auth.passwords import Passwords
 from services.auth.tokens import new_secret, parse_refresh_token, refresh_token
+from tests.auth.replicas import Refusal
 from tests.conftest import Edge, config_for
 from tests.factories import PASSWORD, Phone
 from tests.polling import until
@@ -65,33 +67,88 @@ async def test_many_refreshes_at_once_agree_on_one_successor(edge: Edge, phone: 
     assert len({body["refresh_token"] for _, body in answers}) == 1
 
 
-async def test_two_replicas_agree_while_answers_are_lost(database_url: str, redis_url: str, tmp_path: Path) -> None:
-    """Fifty callers refresh through two replicas; each loses every third answer and tries again."""
-    shuffled = random.Random(4)
-    configs = [config_for(tmp_path, database_url=database_url, redis_url=redis_url) for _ in range(2)]
+@asynccontextmanager
+async def two_replicas(database_url: str, redis_url: str, directory: Path) -> AsyncIterator[list[Any]]:
+    """The stubs of two auth services on one database."""
+    configs = [config_for(directory, database_url=database_url, redis_url=redis_url) for _ in range(2)]
     async with AsyncExitStack() as stack:
         for config in configs:
             await stack.enter_async_context(serving(config, {"auth": auth}))
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(config.auth_address)) for config in configs
         ]
-        stubs = [auth_pb2_grpc.AuthServiceStub(channel) for channel in channels]
+        yield [auth_pb2_grpc.AuthServiceStub(channel) for channel in channels]
 
+
+async def presented(stub: Any, token: str) -> str:
+    """The successor of a refresh token; of one that is refused the reason, in capitals."""
+    try:
+        answer = await stub.Refresh(auth_pb2.RefreshRequest(refresh_token=token))
+    except grpc.aio.AioRpcError as error:
+        return Refusal(error).reason
+    return str(answer.refresh_token)
+
+
+async def test_two_replicas_agree_while_answers_are_lost_and_catch_every_reuse(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Fifty phones refresh through two replicas at once and lose every third answer; then half of them were copied."""
+    chance = random.Random(4)
+    async with two_replicas(database_url, redis_url, tmp_path) as stubs:
         hashing = asyncio.Semaphore(4)  # many passwords at once would take longer than a call may
 
         async def phone(number: int) -> None:
             request = auth_pb2.SignUpRequest(email=f"p{number}@example.com", password=PASSWORD)
             async with hashing:
-                answer = await stubs[0].SignUp(request)
-            token = answer.refresh_token
-            for _ in range(6):
-                both = [stub.Refresh(auth_pb2.RefreshRequest(refresh_token=token)) for stub in stubs]
-                answers = await asyncio.gather(*both)
-                assert len({one.refresh_token for one in answers}) == 1
-                if shuffled.random() > 1 / 3:
-                    token = answers[0].refresh_token
+                token = (await stubs[0].SignUp(request)).refresh_token
+            used: list[str] = []
+            for turn in range(8):
+                answers = await asyncio.gather(*(presented(stub, token) for stub in stubs))
+                assert len(set(answers)) == 1
+                assert answers[0].startswith("rt_"), "somebody was signed out"
+                # The last two arrive, so that there is a token that was used before the last one.
+                if turn >= 6 or chance.random() > 1 / 3:
+                    used.append(token)
+                    token = answers[0]
+            if number % 2:
+                stolen = chance.choice(used[:-1])
+                assert await presented(chance.choice(stubs), stolen) == "TOKEN_REVOKED"
+                assert [await presented(stub, token) for stub in stubs] == ["TOKEN_REVOKED"] * 2
+            else:
+                assert (await presented(chance.choice(stubs), token)).startswith("rt_")
 
         await asyncio.gather(*(phone(number) for number in range(50)))
+
+
+async def test_fifty_callers_of_one_phone_go_on_together_whatever_answers_are_lost(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    chance = random.Random(5)
+    async with two_replicas(database_url, redis_url, tmp_path) as stubs:
+        answer = await stubs[0].SignUp(auth_pb2.SignUpRequest(email="p@example.com", password=PASSWORD))
+        used = [answer.refresh_token]
+
+        async def caller(number: int, token: str) -> str:
+            successor = await presented(stubs[number % 2], token)
+            while chance.random() < 1 / 3:  # the answer was lost
+                successor = await presented(chance.choice(stubs), token)
+            return successor
+
+        for _ in range(8):
+            told = set(await asyncio.gather(*(caller(number, used[-1]) for number in range(50))))
+            assert len(told) == 1
+            assert next(iter(told)).startswith("rt_"), "somebody was signed out"
+            used += told
+        assert len(set(used)) == len(used)
+
+        # Copies of an old token, many at once among callers who hold the last one: whoever comes first, it ends here.
+        old = chance.choice(used[:-2])
+        tokens = [used[-1]] * 25 + [old] * 25
+        chance.shuffle(tokens)
+        told_each = await asyncio.gather(*(presented(stubs[n % 2], token) for n, token in enumerate(tokens)))
+        assert {told for told, token in zip(told_each, tokens, strict=True) if token == old} == {"TOKEN_REVOKED"}
+        for token in used:
+            assert await presented(chance.choice(stubs), token) == "TOKEN_REVOKED"
 
 
 async def test_a_made_up_token_ends_nobodys_sign_in(edge: Edge, phone: Phone) -> None:

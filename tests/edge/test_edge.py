@@ -606,7 +606,8 @@ async def test_a_browser_of_any_origin_may_ask_and_call(client: httpx.AsyncClien
     assert answer.status_code in (400, 404)
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
     exposed = answer.headers["access-control-expose-headers"].split(", ")
-    assert {"retry-after", "x-request-id", "ratelimit-remaining", "grpc-status-details-bin"} <= set(exposed)
+    assert {"retry-after", "x-request-id", "grpc-status-details-bin"} <= set(exposed)
+    assert {"ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"} <= set(exposed)
 
 
 async def test_a_read_is_tried_again_when_the_service_is_unavailable(edge: Edge, client: httpx.AsyncClient) -> None:

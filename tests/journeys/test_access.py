@@ -94,6 +94,10 @@ EXPECTED = {
     "/satchel.sessions.v1.WorkoutPlanService/CreateWorkoutPlan": USERS,
     "/satchel.sessions.v1.WorkoutPlanService/GetWorkoutPlan": USERS,
     "/satchel.auth.v1.AuthService/DeleteMe": USERS,
+    "/satchel.auth.v1.DeviceService/ListDevices": USERS,
+    "/satchel.auth.v1.DeviceService/DeleteDevice": USERS,
+    "/satchel.auth.v1.SecurityEventService/ListSecurityEvents": USERS,
+    "/satchel.auth.v1.SecurityEventService/ListTenantSecurityEvents": ADMINS,
     "/satchel.sessions.v1.SyncService/ExportRecords": USERS,
     "/satchel.sessions.v1.SyncService/EraseUser": SERVICES,
     "/satchel.sessions.v1.SyncService/StoreRecords": SERVICES,
@@ -156,6 +160,7 @@ def request_for(method: str) -> Message:
         "CreateWorkoutPlan": {"name": "4 x 4", "steps": [{"type": "interval"}]},
         "GetWorkoutPlan": {"workout_id": str(uuid4())},
         "SignOut": {"scope": "others"},
+        "DeleteDevice": {"id": str(uuid4())},
         "PushChanges": {"changes": [change(data='{"text": "x"}')]},
         "GetPolicy": {"tenant_id": 1, "domain": "journal"},
         "UpdatePolicy": {

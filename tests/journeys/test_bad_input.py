@@ -320,11 +320,21 @@ BAD_PAGES = {
     "page_token": ("!", "garbage", "%00", "x" * 2000, base64.urlsafe_b64encode(b"no time").decode()),
 }
 SINCE = ("x", "2026", "2026-13-01", "1e400", "%00", "0001-01-01T00:00:00%2B14:00", "x" * 2000)
+KINDS = ("x", "SIGNED_IN", "signed_in,signed_out", "%00", "x" * 2000, "%20")
 PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "GetMe": {},
     "ListIdentities": {},
     "UnlinkIdentity": {},
     "DeleteMe": {},
+    "ListDevices": BAD_PAGES,
+    "DeleteDevice": {"id": ("x", "7", "%20", "g" * 32, "x" * 2000)},
+    "ListSecurityEvents": {"kind": KINDS, **BAD_PAGES},
+    "ListTenantSecurityEvents": {
+        "user_id": ("x", "7", "%00", "g" * 32, "x" * 2000),
+        "kind": KINDS,
+        "since": SINCE,
+        **BAD_PAGES,
+    },
     "ExportRecords": {},
     "GetSubscriptionStatus": {},
     "GetJwks": {},

@@ -23,6 +23,7 @@ from deploy.parts import running
 from deploy.redis import redis_part
 from runtime import contract
 from runtime.config import Config
+from runtime.limits import in_words
 from runtime.server import serving
 from runtime.telemetry import LIMITS_LOCAL
 from tests.conftest import ALL, Edge, config_for, envoy_for
@@ -56,8 +57,11 @@ def assert_told_to_wait(answer: httpx.Response, code: str) -> None:
     error = answer.json()["error"]
     assert (error["code"], error["details"]) == (code, [])
     assert error["requestId"] == f"req_{answer.headers['x-request-id']}"
-    assert 1 <= int(answer.headers["retry-after"]) <= 61
-    assert limit_headers(answer)[1] == 0
+    seconds = int(answer.headers["retry-after"])
+    assert 1 <= seconds <= 61
+    _, remaining, reset = limit_headers(answer)
+    assert (remaining, reset) == (0, seconds)
+    assert error["message"] == f"Too many requests; try again in {in_words(seconds)}."
 
 
 async def sign_in(

@@ -1,0 +1,57 @@
+"""Owns what is too old to keep: sign-ins that ended long ago, security events, counts of failed attempts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from runtime.telemetry import SWEEP_ERRORS, SWEPT, logger
+from services.auth.attempts_domain import FORGET_AFTER
+from services.auth.sign_ins_domain import MEMORY
+
+if TYPE_CHECKING:
+    from services.auth.sweeps_store import SweepStore
+
+# Rows of one statement.
+BATCH: Final = 500
+
+
+class Sweeps:
+    """Sweeps batch by batch; any number of replicas may do it at once."""
+
+    def __init__(
+        self, store: SweepStore, *, events_lifetime: timedelta, now: Callable[[], datetime], batch: int = BATCH
+    ) -> None:
+        self._kinds = (
+            ("sign_ins", store.sign_ins, MEMORY),
+            ("security_events", store.security_events, events_lifetime),
+            ("attempts", store.attempts, FORGET_AFTER),
+        )
+        self._now = now
+        self._batch = batch
+        self._failing: set[str] = set()
+
+    async def round(self) -> Counter[str]:
+        """Sweeps all that is too old; returns how many rows of each kind went.
+
+        What fails is logged and left to the next round; the other kinds are swept all the same.
+        """
+        swept: Counter[str] = Counter()
+        for kind, sweep, lifetime in self._kinds:
+            try:
+                before = self._now() - lifetime
+                while True:
+                    rows = await sweep(before, self._batch)
+                    swept[kind] += rows
+                    SWEPT.labels(kind).inc(rows)
+                    if rows < self._batch:
+                        break
+                self._failing.discard(kind)
+            except Exception as error:  # whatever it was, the next round tries again
+                SWEEP_ERRORS.labels(kind).inc()
+                if kind not in self._failing:
+                    logger().warning("cannot sweep", kind=kind, error=repr(error))
+                self._failing.add(kind)
+        return swept
