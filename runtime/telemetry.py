@@ -33,6 +33,8 @@ LIMITS_LOCAL: Final = Counter(
 SWEPT: Final = Counter("swept_rows", "Rows that were removed since they had grown too old.", ["kind"])
 SWEEP_ERRORS: Final = Counter("sweep_errors", "Sweeps that failed and were left to the next round.", ["kind"])
 ERASURE_ERRORS: Final = Counter("account_erasure_errors", "Attempts to erase a deleted account that failed.")
+MAILS: Final = Counter("mails", "Mail that is done with, by what became of it.", ["kind", "outcome"])
+MAIL_ERRORS: Final = Counter("mail_errors", "Attempts to send a mail that failed and are repeated.")
 OUTBOX_RECORDS: Final = Counter(
     "outbox_records", "Records that were handed to the sessions service, by what became of them.", ["status"]
 )

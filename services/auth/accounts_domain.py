@@ -62,7 +62,7 @@ class Accounts:
     async def sign_up(self, *, email: str, password: str, tenant_id: int, device: Device) -> tuple[Account, Tokens]:
         """A new account, signed in. Raises Failure: FIELD_MISSING, FIELD_INVALID, EMAIL_REGISTERED."""
         address = parse_email(email)
-        check_password(password)
+        check_password(password, email=address)
         if tenant_id < 0:
             raise invalid("tenant_id", "must be 1 or more")
         check_device_name(device.name)

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 from runtime.database import Database, Row
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
+from services.auth.codes_store import forget_codes_and_mails
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.sign_ins_domain import SignIn
@@ -23,10 +24,12 @@ from services.auth.tables import accounts, erasures, time
 _now: Final = bindparam("now", type_=time)
 
 _ACCOUNT: Final = tuple(column for column in accounts.c if column.name not in ("password_hash", "delete_time"))
+# What a new account has not got yet.
+_LATER: Final = ("delete_time", "email_verify_time")
 
 _INSERT_ACCOUNT: Final = (
     postgresql.insert(accounts)
-    .values({column.name: bindparam(column.name) for column in accounts.c if column.name != "delete_time"})
+    .values({column.name: bindparam(column.name) for column in accounts.c if column.name not in _LATER})
     .on_conflict_do_nothing(index_elements=["email"])
     .returning(accounts.c.id)
 )
@@ -44,6 +47,7 @@ _DELETE: Final = (
         subscription_status=sa.literal_column("'inactive'"),
         subscription_end_time=sa.null(),
         cancel_at_period_end=sa.false(),
+        email_verify_time=sa.null(),
         delete_time=_now,
     )
     .where(accounts.c.id == bindparam("account_id"), accounts.c.delete_time.is_(None))
@@ -88,6 +92,7 @@ class AccountStore:
         Raises Failure(INVALID_TOKEN) when there never was such an account.
         """
         async with self._database.transaction() as transaction:
+            await forget_codes_and_mails(transaction, account_id)
             deleted = await transaction.one(_DELETE, account_id=account_id, now=now)
             if deleted is None:
                 before = await transaction.one(_DELETED, account_id=account_id)
@@ -125,4 +130,5 @@ def _account(row: Row) -> Account:
             end_time=row["subscription_end_time"],
             cancel_at_period_end=row["cancel_at_period_end"],
         ),
+        email_verify_time=row["email_verify_time"],
     )

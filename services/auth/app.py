@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 
 import grpc
-from satchel.auth.v1 import auth_pb2_grpc
+from satchel.auth.v1 import auth_pb2_grpc, emails_pb2_grpc, passwords_pb2_grpc
 
 from runtime.clock import utc_now
 from runtime.config import Config
-from runtime.database import database
+from runtime.database import Database, database
 from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret, signing_keys
 from runtime.mesh import SessionsClient, UploadsClient, channel
+from runtime.sweeping import sweeping
 from services.auth.accounts_domain import Accounts, KnownAccounts
 from services.auth.accounts_servicer import AuthServicer
 from services.auth.accounts_store import AccountStore
+from services.auth.codes_domain import CodeBook, Codes
+from services.auth.codes_store import CodeStore
+from services.auth.emails_domain import Emails
+from services.auth.emails_servicer import EmailServicer
+from services.auth.emails_store import EmailStore
 from services.auth.erasures_domain import Erasures
 from services.auth.erasures_store import ErasureStore
 from services.auth.events_store import EventStore
+from services.auth.mailers import mailer_of
+from services.auth.mails_domain import Mails, sending
+from services.auth.mails_store import MailStore
 from services.auth.passwords import Passwords, commonest
+from services.auth.passwords_domain import PasswordChanges
+from services.auth.passwords_servicer import PasswordServicer
+from services.auth.passwords_store import PasswordStore
 from services.auth.sign_ins_domain import SignIns
 from services.auth.sign_ins_store import SignInStore
 from services.auth.tokens import AccessTokens
@@ -52,5 +64,27 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                 accounts = Accounts(store, events, passwords, sign_ins, deleted=erasures.look, now=utc_now)
                 servicer = AuthServicer(accounts, known, sign_ins, access_tokens)
                 auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
-                async with erasures.running():
+                async with erasures.running(), _codes(config, server, db, events, passwords, known):
                     yield
+
+
+@asynccontextmanager
+async def _codes(
+    config: Config,
+    server: grpc.aio.Server,
+    db: Database,
+    events: EventStore,
+    passwords: Passwords,
+    known: KnownAccounts,
+) -> AsyncIterator[None]:
+    """Adds what goes by one-time codes, and sends the mail that they are in."""
+    book, mails, mailer = CodeBook(mesh_secret(config.keys)), MailStore(db), mailer_of(config)
+    async with AsyncExitStack() as stack:
+        mailed = await stack.enter_async_context(sending(Mails(mails, mailer, book, now=utc_now) if mailer else None))
+        codes = Codes(CodeStore(db), events, book, now=utc_now)
+        changes = PasswordChanges(PasswordStore(db), mails, events, passwords, codes, mailed=mailed, now=utc_now)
+        emails = Emails(EmailStore(db), mails, changes, codes, account=known.account, mailed=mailed, now=utc_now)
+        passwords_pb2_grpc.add_PasswordServiceServicer_to_server(PasswordServicer(changes), server)
+        emails_pb2_grpc.add_EmailServiceServicer_to_server(EmailServicer(emails), server)
+        await stack.enter_async_context(sweeping(codes.sweep, config.sweep_interval))
+        yield

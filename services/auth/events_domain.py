@@ -17,6 +17,10 @@ class Kind(StrEnum):
     SIGNED_OUT = "signed_out"
     TOKEN_REUSED = "token_reused"  # noqa: S105  # a refresh token that had been replaced came back
     ACCOUNT_DELETED = "account_deleted"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105  # by a code instead of the old one, where `proof` says so
+    PROOF_REFUSED = "proof_refused"  # a wrong password or code, where one was asked for again
+    EMAIL_VERIFIED = "email_verified"
+    EMAIL_CHANGED = "email_changed"
 
 
 @dataclass(frozen=True, kw_only=True)
