@@ -65,7 +65,8 @@ class MailServer:
     def _known(self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, login: Any) -> AuthResult:
         assert isinstance(login, LoginPassword)
         given = (login.login.decode(), login.password.decode())
-        return AuthResult(success=given == self._user)
+        # Not handled: it is still to be said that it failed.
+        return AuthResult(success=given == self._user, handled=False)
 
     async def handle_RCPT(
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
@@ -98,13 +99,13 @@ class MailServer:
         """The codes in the letters to an address, oldest first."""
         return [code for one in self.to(email) for code in CODE.findall(one.get_content())]
 
-    async def code(self, email: str, number: int = 1) -> str:
+    async def code(self, email: str, number: int = 1, *, seconds: float = 20) -> str:
         """The code in the last letter to an address, once so many letters with one have come."""
 
         async def come() -> bool:
             return len(self.codes(email)) >= number
 
-        await until(come)
+        await until(come, seconds)
         return self.codes(email)[-1]
 
 

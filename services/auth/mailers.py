@@ -19,7 +19,7 @@ from services.auth.mails_domain import Letter, Mailer, Refused
 
 LOG: Final = "log:"
 # Of one command; a whole attempt has its own deadline.
-COMMAND_TIMEOUT: Final = 15.0
+COMMAND_TIMEOUT: Final = 10.0
 _PORTS: Final = {"smtp": 25, "starttls": 587, "smtps": 465}
 
 
@@ -64,7 +64,7 @@ class SmtpMailer:
             self._sender = Address(name, addr_spec=address)
         except (MessageError, ValueError, IndexError):
             raise ConfigError("SATCHEL_MAIL_FROM: is not an address, such as Satchel <no-reply@example.com>") from None
-        if not self._sender.domain or not self._sender.username:
+        if not self._sender.domain or not self._sender.username or not sender.isprintable():
             raise ConfigError("SATCHEL_MAIL_FROM: is needed beside SATCHEL_SMTP_URL, such as no-reply@example.com")
 
     async def send(self, letter: Letter) -> None:
@@ -86,6 +86,8 @@ class SmtpMailer:
         async with smtp:
             try:
                 await smtp.send_message(message)
+            except (ValueError, aiosmtplib.SMTPNotSupported):
+                raise Refused("the server cannot write such an address") from None
             except aiosmtplib.SMTPRecipientsRefused as refusal:
                 first = refusal.recipients[0]
                 if first.code >= 500:
@@ -101,6 +103,8 @@ class SmtpMailer:
         message = EmailMessage(policy=SMTP)
         try:
             local, _, domain = letter.to.rpartition("@")
+            if not local or not domain:
+                raise Refused("no such address can be written")
             message["To"] = Address(username=local, domain=domain.encode("idna").decode())
             message["Subject"] = letter.subject
         except (MessageError, ValueError, UnicodeError):

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from services.auth.mails_store import MailStore
 
 # After so long a replica that has taken a mail up is believed to be gone; longer than any attempt.
-CLAIM: Final = timedelta(seconds=60)
-ATTEMPT_TIMEOUT: Final = 40.0
+CLAIM: Final = timedelta(seconds=30)
+ATTEMPT_TIMEOUT: Final = 20.0
 MAX_ATTEMPTS: Final = 40
 NOTICE_LIFETIME: Final = timedelta(hours=24)
 # How many at once: one server that is slow about one address must not keep everybody waiting.
