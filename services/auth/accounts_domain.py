@@ -103,7 +103,7 @@ class Accounts:
             )
             raise Failure(Reason.INVALID_CREDENTIALS)
         account = found[0].at(self._now())
-        return account, await self._sign_ins.begin(account, device, BY_PASSWORD)
+        return account, await self._sign_ins.begin(account, device, BY_PASSWORD, password_hash=found[1])
 
     async def delete(self, caller: Principal) -> datetime:
         """Ends the caller's account and all its sign-ins; returns when, also the second time."""

@@ -29,12 +29,15 @@ _NEW_SIGN_IN: Final = (
     "last_use_time",
     "expire_time",
 )
-# Under a lock on the account: who deletes it finds this sign-in and ends it, or has been faster, and there is none.
+# Under a lock on the account: who deletes it, or gives it another password than the one that was just shown, finds this
+# sign-in and ends it, or has been faster, and there is none.
+_shown: Final = bindparam("password_hash", type_=sa.Text)
 _INSERT_SIGN_IN: Final = sa.insert(sign_ins).from_select(
     _NEW_SIGN_IN,
     sa.select(*(bindparam(name, type_=sign_ins.c[name].type) for name in _NEW_SIGN_IN))
     .select_from(accounts)
     .where(accounts.c.id == bindparam("account_id", type_=sa.Uuid), accounts.c.delete_time.is_(None))
+    .where(sa.or_(_shown.is_(None), accounts.c.password_hash == _shown))
     .with_for_update(read=True),
 )
 
@@ -107,9 +110,12 @@ _END_AND_FORGET: Final = (
 _REVOKED_SINCE: Final = sa.select(sign_ins.c.id).where(sign_ins.c.revoke_time >= bindparam("since", type_=time))
 
 
-async def write_sign_in(transaction: Transaction, sign_in: SignIn) -> bool:
-    """Adds a sign-in to what `transaction` does; False: its account is gone."""
-    return await transaction.execute(_INSERT_SIGN_IN, **_values(sign_in)) > 0
+async def write_sign_in(transaction: Transaction, sign_in: SignIn, password_hash: str | None = None) -> bool:
+    """Adds a sign-in to what `transaction` does; False: its account is gone, or has another password by now.
+
+    `password_hash` is that of the password that was shown; None: it is begun by something else.
+    """
+    return await transaction.execute(_INSERT_SIGN_IN, **_values(sign_in), password_hash=password_hash) > 0
 
 
 async def end_sign_ins(
@@ -132,10 +138,13 @@ class SignInStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, sign_in: SignIn, event: SecurityEvent) -> None:
-        """Stores a new sign-in. Raises Failure(INVALID_CREDENTIALS) when the account has been deleted meanwhile."""
+    async def create(self, sign_in: SignIn, event: SecurityEvent, password_hash: str | None = None) -> None:
+        """Stores a new sign-in; `password_hash` as in write_sign_in.
+
+        Raises Failure(INVALID_CREDENTIALS) when the account was deleted, or got another password, meanwhile.
+        """
         async with self._database.transaction() as transaction:
-            if not await write_sign_in(transaction, sign_in):
+            if not await write_sign_in(transaction, sign_in, password_hash):
                 raise Failure(Reason.INVALID_CREDENTIALS)
             await write_event(transaction, event, sign_in.create_time)
 

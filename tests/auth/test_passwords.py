@@ -214,6 +214,19 @@ class TestReset:
         post.change("DELETE FROM auth.code_tries WHERE holder_id = %s", phone.user_id)
         assert (await post.reset(phone.email, code)).status_code == 200
 
+    async def test_a_sign_in_with_the_old_password_that_was_under_way_comes_to_nothing(self, post: Post) -> None:
+        phone = await post.phone()
+        with psycopg.connect(post.edge.mesh.config.database_url) as connection:
+            connection.execute("UPDATE auth.accounts SET password_hash = 'another' WHERE id = %s", [phone.user_id])
+            signing_in = asyncio.create_task(post.sign_in(phone.email, PASSWORD))
+
+            async def held_up() -> bool:
+                found = connection.execute("SELECT pid FROM pg_locks WHERE NOT granted").fetchone()
+                return found is not None
+
+            await until(held_up)  # the old password was found good
+        assert (await signing_in).status_code == 401
+
     @pytest.mark.parametrize("password", ["short", "password1", "email", "local part"])
     async def test_a_bad_password_costs_no_try_and_changes_nothing(self, post: Post, password: str) -> None:
         phone = await post.phone()
