@@ -320,6 +320,7 @@ class TestChange:
         for guess in (PASSWORD, "nobody's password"):
             answer = await self.change(phone, current_password=guess, new_password=NEW)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "INVALID_CREDENTIALS")
+            assert (await post.sign_in(phone.email, guess)).status_code == 401
         answer = await self.change(phone, new_password=NEW)
         assert answer.json()["error"]["details"] == [{"field": "current_password", "reason": "REQUIRED"}]
         code = await post.requested(phone.email)
