@@ -19,7 +19,7 @@ from deploy.edge import reaches_all
 from deploy.parts import Child, PartFailed, completed
 from deploy.settings import Refused, Settings, from_environment
 from deploy.sockets import check_free, http_get
-from deploy.stack import Stack
+from deploy.stack import MAIL_TO_LOG, Stack
 from deploy.supervisor import Supervisor
 
 READY_WITHIN = 60.0  # seconds until /healthz has to answer 200
@@ -154,8 +154,17 @@ def _greet(settings: Settings, stack: Stack, supervisor: Supervisor, seconds: fl
         f"  WebSocket             {url.replace('http', 'ws', 1)}/ws/mobile/sync/?device_id=...\n"
         f"  Health                {url}/healthz\n\n"
         f"  curl -X POST {url}/v1/auth/signup -H 'content-type: application/json' -d '{body}'\n\n"
+        f"{_mail(stack)}"
         "Ctrl-C stops everything"
     )
+
+
+def _mail(stack: Stack) -> str:
+    """Where to look for the mail that nobody gets."""
+    if stack.environment["SATCHEL_SMTP_URL"] != MAIL_TO_LOG:
+        return ""
+    logs = stack.log("auth" if stack.settings.workers == 1 else "auth-*")
+    return f"  Mail is not sent but logged: grep one_time_code {_short(logs)}\n\n"
 
 
 def _place(url: str) -> str:

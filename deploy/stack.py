@@ -18,6 +18,8 @@ SERVICES = ("auth", "sessions", "uploads", "health", "websocket")
 LOOPBACK = "127.0.0.1"
 # Where the WebSocket door takes connections; its other port is for gRPC, like everybody's.
 DOOR = "websocket-listen"
+# Whoever tries it out has no mail server: what would be sent is in the log.
+MAIL_TO_LOG = "log:"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Stack:
             "SATCHEL_WEBSOCKET_LISTEN": f"{LOOPBACK}:{ports[DOOR]}",
             "SATCHEL_HOME": str(settings.home),
             "SATCHEL_PORT": str(settings.port),
+            "SATCHEL_SMTP_URL": os.environ.get("SATCHEL_SMTP_URL") or MAIL_TO_LOG,
             "PYTHONUNBUFFERED": "1",
         }
         return cls(settings, environment, ports)

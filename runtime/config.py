@@ -63,6 +63,12 @@ class Config(BaseSettings):
     public_url: str = ""
     """What links start with; http://localhost:<port> when empty."""
     rate_limits: Literal["on", "off"] = "on"
+    smtp_url: str = Field("", pattern=r"^($|log:$|smtps?://[^/?#]+/?(\?starttls)?$)", repr=False)
+    """smtp://user:password@host:587?starttls, smtps://..., or log: (mail is written to the log, codes and all, and not
+    sent); empty: what is to be sent waits, and expires."""
+    mail_from: str = ""
+    """Whom mail is from, such as Satchel <no-reply@example.com>; needed where it is sent."""
+
     admin_email: str = ""
     """The account with this e-mail is administrator of its tenant."""
 

@@ -9,7 +9,14 @@ from typing import Final
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from satchel.auth.v1 import auth_pb2, devices_pb2, security_events_pb2, sso_pb2
+from satchel.auth.v1 import (
+    auth_pb2,
+    devices_pb2,
+    emails_pb2,
+    passwords_pb2,
+    security_events_pb2,
+    sso_pb2,
+)
 from satchel.health.v1 import health_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import (
@@ -29,6 +36,8 @@ FILES: Final = (
     sso_pb2,
     devices_pb2,
     security_events_pb2,
+    passwords_pb2,
+    emails_pb2,
     exercise_sessions_pb2,
     puzzle_sessions_pb2,
     device_sessions_pb2,

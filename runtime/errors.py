@@ -79,6 +79,9 @@ class Reason(Enum):
         "AUTH_001",
         "Email or password is incorrect.",
     )
+    INVALID_CODE = _same(
+        StatusCode.INVALID_ARGUMENT, 400, "INVALID_CODE", "The code is wrong or no longer good; ask for a new one."
+    )
     FORBIDDEN = Row(
         StatusCode.PERMISSION_DENIED,
         403,

@@ -36,6 +36,8 @@ FOREIGN_BLOBS: Final = Gauge(
     "blobs_of_another_installation", "1 while files lie in a store that another installation has marked as its own."
 )
 ERASURE_ERRORS: Final = Counter("account_erasure_errors", "Attempts to erase a deleted account that failed.")
+MAILS: Final = Counter("mails", "Mail that is done with, by what became of it.", ["kind", "outcome"])
+MAIL_ERRORS: Final = Counter("mail_errors", "Attempts to send a mail that failed and are repeated.")
 OUTBOX_RECORDS: Final = Counter(
     "outbox_records", "Records that were handed to the sessions service, by what became of them.", ["status"]
 )

@@ -52,16 +52,16 @@ class Account:
         return self if judged is self.subscription else replace(self, subscription=judged)
 
 
-def parse_email(text: str) -> str:
-    """The address in the form it is stored and compared in. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
+def parse_email(text: str, field: str = "email") -> str:
+    """The address in the form it is stored and compared in. Raises Failure: FIELD_MISSING, FIELD_INVALID (`field`)."""
     trimmed = text.strip()
     if not trimmed:
-        raise missing("email")
+        raise missing(field)
     try:
         # Whether mail arrives is another matter; a private network's names are as good as the world's.
         checked = validate_email(trimmed.lower(), check_deliverability=False, globally_deliverable=False)
     except EmailNotValidError:
-        raise invalid("email", "is not an e-mail address", "INVALID_FORMAT") from None
+        raise invalid(field, "is not an e-mail address", "INVALID_FORMAT") from None
     if "." not in checked.domain or len(checked.normalized) > 254:
-        raise invalid("email", "is not an e-mail address", "INVALID_FORMAT")
+        raise invalid(field, "is not an e-mail address", "INVALID_FORMAT")
     return checked.normalized

@@ -43,6 +43,7 @@ def me_response(account: Account) -> auth_pb2.GetMeResponse:
         subscription_status=account.subscription.status,
         subscription_expires_at=_time_or_null(account.subscription.end_time),
         created_at=to_timestamp(account.create_time),
+        email_verified=account.email_verify_time is not None,
     )
 
 

@@ -76,7 +76,7 @@ class Accounts:
     async def sign_up(self, *, email: str, password: str, tenant_id: int, device: Device) -> tuple[Account, Tokens]:
         """A new account, signed in. Raises Failure: FIELD_MISSING, FIELD_INVALID, EMAIL_REGISTERED."""
         address = parse_email(email)
-        check_password(password)
+        check_password(password, email=address)
         if tenant_id < 0:
             raise invalid("tenant_id", "must be 1 or more")
         check_device_name(device.name)
@@ -120,7 +120,7 @@ class Accounts:
             raise Failure(Reason.INVALID_CREDENTIALS)
         await self._guard.succeeded(attempt)
         account = found[0].at(self._now())
-        return account, await self._sign_ins.begin(account, device, BY_PASSWORD)
+        return account, await self._sign_ins.begin(account, device, BY_PASSWORD, password_hash=found[1])
 
     async def delete(self, caller: Principal) -> datetime:
         """Ends the caller's account and all its sign-ins; returns when, also the second time."""

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 from runtime.database import Database, Row, Transaction
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
+from services.auth.codes_store import forget_codes_and_mails
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import forget_events, write_event
 from services.auth.sign_ins_domain import SignIn
@@ -22,15 +23,15 @@ from services.auth.tables import accounts, erasures, identities, time
 
 _now: Final = bindparam("now", type_=time)
 
-_ACCOUNT: Final = tuple(
-    column for column in accounts.c if column.name not in ("password_hash", "delete_time", "issuer")
-)
+# What only a row knows.
+_HIDDEN: Final = ("password_hash", "delete_time", "issuer")
+# What a new account has not got yet.
+_LATER: Final = ("delete_time", "issuer")
+_ACCOUNT: Final = tuple(column for column in accounts.c if column.name not in _HIDDEN)
 
 _INSERT_ACCOUNT: Final = (
     postgresql.insert(accounts)
-    .values(
-        {column.name: bindparam(column.name) for column in accounts.c if column.name not in ("delete_time", "issuer")}
-    )
+    .values({column.name: bindparam(column.name) for column in accounts.c if column.name not in _LATER})
     .on_conflict_do_nothing(index_elements=["email"])
     .returning(accounts.c.id)
 )
@@ -70,6 +71,7 @@ _DELETE: Final = (
         subscription_status=sa.literal_column("'inactive'"),
         subscription_end_time=sa.null(),
         cancel_at_period_end=sa.false(),
+        email_verify_time=sa.null(),
         delete_time=_now,
     )
     .where(accounts.c.id == bindparam("account_id"), accounts.c.delete_time.is_(None))
@@ -120,6 +122,7 @@ class AccountStore:
         Raises Failure(INVALID_TOKEN) when there never was such an account.
         """
         async with self._database.transaction() as transaction:
+            await forget_codes_and_mails(transaction, account_id)
             deleted = await transaction.one(_DELETE, account_id=account_id, now=now)
             if deleted is None:
                 before = await transaction.one(_DELETED, account_id=account_id)

@@ -8,11 +8,18 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import timedelta
 
 import grpc
-from satchel.auth.v1 import auth_pb2_grpc, devices_pb2_grpc, security_events_pb2_grpc, sso_pb2_grpc
+from satchel.auth.v1 import (
+    auth_pb2_grpc,
+    devices_pb2_grpc,
+    emails_pb2_grpc,
+    passwords_pb2_grpc,
+    security_events_pb2_grpc,
+    sso_pb2_grpc,
+)
 
 from runtime.clock import utc_now
 from runtime.config import Config
-from runtime.database import database
+from runtime.database import Database, database
 from runtime.identity import ServiceTokens
 from runtime.issuers import issuer_client
 from runtime.keys import mesh_secret, signing_keys
@@ -23,9 +30,14 @@ from services.auth.accounts_servicer import AuthServicer
 from services.auth.accounts_store import AccountStore
 from services.auth.attempts_domain import Attempts, Unlimited
 from services.auth.attempts_store import AttemptStore
+from services.auth.codes_domain import CodeBook, Codes
+from services.auth.codes_store import CodeStore
 from services.auth.devices_domain import Devices
 from services.auth.devices_servicer import DeviceServicer
 from services.auth.devices_store import DeviceStore
+from services.auth.emails_domain import Emails
+from services.auth.emails_servicer import EmailServicer
+from services.auth.emails_store import EmailStore
 from services.auth.erasures_domain import Erasures
 from services.auth.erasures_store import ErasureStore
 from services.auth.events_domain import SecurityEvents
@@ -34,7 +46,13 @@ from services.auth.events_store import EventStore
 from services.auth.identities_domain import Identities
 from services.auth.identities_servicer import SsoServicer
 from services.auth.identities_store import IdentityStore
+from services.auth.mailers import mailer_of
+from services.auth.mails_domain import Mails, sending
+from services.auth.mails_store import MailStore
 from services.auth.passwords import Passwords, commonest
+from services.auth.passwords_domain import PasswordChanges
+from services.auth.passwords_servicer import PasswordServicer
+from services.auth.passwords_store import PasswordStore
 from services.auth.providers import providers
 from services.auth.sign_ins_domain import SignIns
 from services.auth.sign_ins_store import SignInStore
@@ -87,5 +105,28 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                 security_events_pb2_grpc.add_SecurityEventServiceServicer_to_server(log, server)
                 lifetime = timedelta(days=config.security_events_days)
                 sweeps = Sweeps(SweepStore(db), events_lifetime=lifetime, now=utc_now)
+                await stack.enter_async_context(_codes(config, server, db, events, passwords, known))
                 async with erasures.running(), sweeping(sweeps.round, config.sweep_interval):
                     yield
+
+
+@asynccontextmanager
+async def _codes(
+    config: Config,
+    server: grpc.aio.Server,
+    db: Database,
+    events: EventStore,
+    passwords: Passwords,
+    known: KnownAccounts,
+) -> AsyncIterator[None]:
+    """Adds what goes by one-time codes, and sends the mail that they are in."""
+    book, mails, mailer = CodeBook(mesh_secret(config.keys)), MailStore(db), mailer_of(config)
+    async with AsyncExitStack() as stack:
+        mailed = await stack.enter_async_context(sending(Mails(mails, mailer, book, now=utc_now) if mailer else None))
+        codes = Codes(CodeStore(db), events, book, now=utc_now)
+        changes = PasswordChanges(PasswordStore(db), mails, events, passwords, codes, mailed=mailed, now=utc_now)
+        emails = Emails(EmailStore(db), mails, changes, codes, account=known.account, mailed=mailed, now=utc_now)
+        passwords_pb2_grpc.add_PasswordServiceServicer_to_server(PasswordServicer(changes), server)
+        emails_pb2_grpc.add_EmailServiceServicer_to_server(EmailServicer(emails), server)
+        await stack.enter_async_context(sweeping(codes.sweep, config.sweep_interval))
+        yield

@@ -36,6 +36,10 @@ class Kind(StrEnum):
     IDENTITY_LINKED = "identity_linked"
     IDENTITY_UNLINKED = "identity_unlinked"
     ACCOUNT_RECLAIMED = "account_reclaimed"  # who proved to own its address ended every way in of before
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105  # by a code instead of the old one, where `proof` says so
+    PROOF_REFUSED = "proof_refused"  # a wrong password or code, where one was asked for again
+    EMAIL_VERIFIED = "email_verified"
+    EMAIL_CHANGED = "email_changed"
 
 
 @dataclass(frozen=True, kw_only=True)

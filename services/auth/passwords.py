@@ -13,7 +13,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from argon2.profiles import RFC_9106_LOW_MEMORY
 
-from runtime.errors import Failure, Reason, Violation
+from runtime.errors import invalid, missing
 
 MIN_CHARS: Final = 8
 MAX_CHARS: Final = 128
@@ -21,16 +21,20 @@ MAX_CHARS: Final = 128
 T = TypeVar("T")
 
 
-def check_password(password: str) -> None:
-    """Raises Failure(FIELD_INVALID) for a password that is too short, too long, or among the first to be guessed."""
+def check_password(password: str, *, email: str = "", field: str = "password") -> None:
+    """Raises Failure(FIELD_INVALID) for a password that is too short, too long, or among the first to be guessed.
+
+    Among those is the account's own `email`, whole or up to its @. `field` is what the refusal names.
+    """
     if not password:
-        raise Failure(Reason.FIELD_MISSING, "password: is required", violations=[Violation("password", "REQUIRED")])
+        raise missing(field)
     if len(password) < MIN_CHARS:
-        raise _refused("TOO_SHORT", f"must have at least {MIN_CHARS} characters")
+        raise invalid(field, f"must have at least {MIN_CHARS} characters", "TOO_SHORT")
     if len(password) > MAX_CHARS:
-        raise _refused("TOO_LONG", f"must have at most {MAX_CHARS} characters")
-    if len(set(password)) == 1 or password.lower() in commonest():
-        raise _refused("TOO_COMMON", "is among the passwords that are guessed first; choose another")
+        raise invalid(field, f"must have at most {MAX_CHARS} characters", "TOO_LONG")
+    folded = password.strip().lower()
+    if len(set(password)) == 1 or password.lower() in commonest() or folded in (email, email.partition("@")[0]):
+        raise invalid(field, "is among the passwords that are guessed first; choose another", "TOO_COMMON")
 
 
 class Passwords:
@@ -71,10 +75,6 @@ class Passwords:
 
 def _bytes(password: str) -> bytes:
     return password.encode("utf-8", "surrogatepass")
-
-
-def _refused(reason: str, why: str) -> Failure:
-    return Failure(Reason.FIELD_INVALID, f"password: {why}", violations=[Violation("password", reason)])
 
 
 @cache

@@ -137,8 +137,11 @@ class SignIns:
         )
         return sign_in, Tokens(access=self._access_token(account, sign_in_id), refresh=str(token))
 
-    async def begin(self, account: Account, device: Device, method: str) -> Tokens:
-        """Signs a device in. Raises Failure: FIELD_INVALID, INVALID_CREDENTIALS when the account is gone."""
+    async def begin(self, account: Account, device: Device, method: str, *, password_hash: str | None = None) -> Tokens:
+        """Signs a device in; `password_hash` is that of the password that was shown, if one was.
+
+        Raises Failure: FIELD_INVALID, INVALID_CREDENTIALS when the account is gone or that password was changed.
+        """
         sign_in, tokens = self.prepare(account, device, method)
         event = SecurityEvent(
             kind=Kind.SIGNED_IN,
@@ -146,7 +149,7 @@ class SignIns:
             sign_in_id=sign_in.id,
             detail={"method": method},
         )
-        await self._store.create(sign_in, event)
+        await self._store.create(sign_in, event, password_hash)
         return tokens
 
     async def refresh(self, text: str, device: Device) -> Tokens:

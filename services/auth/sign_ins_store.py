@@ -31,13 +31,16 @@ _NEW_SIGN_IN: Final = (
     "network",
     "device_key",
 )
-# Under a lock on the account: who deletes it finds this sign-in and ends it, or has been faster, and there is none.
-# Two sign-ins of an account come one after the other, so that each counts the other.
+# Under a lock on the account: who deletes it, or gives it another password than the one that was just shown, finds this
+# sign-in and ends it, or has been faster, and there is none. Two sign-ins of an account come one after the other, so
+# that each counts the other.
+_shown: Final = bindparam("password_hash", type_=sa.Text)
 _INSERT_SIGN_IN: Final = sa.insert(sign_ins).from_select(
     _NEW_SIGN_IN,
     sa.select(*(bindparam(name, type_=sign_ins.c[name].type) for name in _NEW_SIGN_IN))
     .select_from(accounts)
     .where(accounts.c.id == bindparam("account_id", type_=sa.Uuid), accounts.c.delete_time.is_(None))
+    .where(sa.or_(_shown.is_(None), accounts.c.password_hash == _shown))
     .with_for_update(key_share=True),
 )
 
@@ -144,12 +147,13 @@ _END_LEAST_USED: Final = (
 _REVOKED_SINCE: Final = sa.select(sign_ins.c.id).where(sign_ins.c.revoke_time >= bindparam("since", type_=time))
 
 
-async def write_sign_in(transaction: Transaction, sign_in: SignIn) -> bool:
-    """Adds a sign-in to what `transaction` does; False: its account is gone.
+async def write_sign_in(transaction: Transaction, sign_in: SignIn, password_hash: str | None = None) -> bool:
+    """Adds a sign-in to what `transaction` does; False: its account is gone, or has another password by now.
 
-    Of more live ones than an account may have the least recently used one ends.
+    `password_hash` is that of the password that was shown; None: it is begun by something else. Of more live ones than
+    an account may have the least recently used one ends.
     """
-    if not await transaction.execute(_INSERT_SIGN_IN, **_values(sign_in)):
+    if not await transaction.execute(_INSERT_SIGN_IN, **_values(sign_in), password_hash=password_hash):
         return False
     account_id, now = sign_in.account_id, sign_in.create_time
     for row in await transaction.all(_END_LEAST_USED, account_id=account_id, newest=sign_in.id, now=now):
@@ -189,10 +193,13 @@ class SignInStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, sign_in: SignIn, event: SecurityEvent) -> None:
-        """Stores a new sign-in. Raises Failure(INVALID_CREDENTIALS) when the account has been deleted meanwhile."""
+    async def create(self, sign_in: SignIn, event: SecurityEvent, password_hash: str | None = None) -> None:
+        """Stores a new sign-in; `password_hash` as in write_sign_in.
+
+        Raises Failure(INVALID_CREDENTIALS) when the account was deleted, or got another password, meanwhile.
+        """
         async with self._database.transaction() as transaction:
-            if not await write_sign_in(transaction, sign_in):
+            if not await write_sign_in(transaction, sign_in, password_hash):
                 raise Failure(Reason.INVALID_CREDENTIALS)
             await write_event(transaction, event, sign_in.create_time)
 

@@ -100,3 +100,40 @@ attempts: Final = sa.Table(
     sa.Column("time", time),
     sa.Column("until_time", time),
 )
+
+codes: Final = sa.Table(
+    "codes",
+    _schema,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("account_id", sa.Uuid),
+    sa.Column("purpose", sa.Text),
+    sa.Column("email", sa.Text),
+    sa.Column("number", sa.Text),
+    sa.Column("tries", sa.Integer),
+    sa.Column("create_time", time),
+    sa.Column("expire_time", time),
+    sa.Column("use_time", time),
+)
+
+code_tries: Final = sa.Table(
+    "code_tries",
+    _schema,
+    sa.Column("holder_id", sa.Uuid, primary_key=True),
+    sa.Column("ip", sa.Text, primary_key=True),
+    sa.Column("tries", sa.Integer),
+    sa.Column("expire_time", time),
+)
+
+# What is still to be sent. It holds no text and no code: both are made while it is sent.
+mails: Final = sa.Table(
+    "mails",
+    _schema,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("kind", sa.Text),
+    sa.Column("email", sa.Text),
+    sa.Column("account_id", sa.Uuid),
+    sa.Column("create_time", time),
+    sa.Column("expire_time", time),
+    sa.Column("due_time", time),
+    sa.Column("attempts", sa.Integer),
+)

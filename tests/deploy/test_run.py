@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -104,6 +105,23 @@ async def test_the_stack_starts_mends_itself_and_leaves_nothing(home: Path) -> N
         await terminal.read_until("Stopped")
         assert await terminal.process.wait() == 0
     assert left_behind(home) == []
+
+
+async def test_a_code_that_would_be_mailed_is_found_where_the_terminal_says(home: Path) -> None:
+    async with launched(home) as terminal, httpx.AsyncClient(base_url=terminal.url) as http:
+        log = Path((await terminal.read_until(r"grep one_time_code (\S+)\n"))[1])
+        await terminal.read_until("Ctrl-C stops everything")
+        account = {"email": "ada@example.com", "password": "correct horse battery"}
+        assert (await http.post("/v1/auth/signup", json=account)).status_code == 201
+        assert (await http.post("/auth/password/request-reset", json={"email": account["email"]})).status_code == 200
+
+        async def found() -> bool:
+            return "one_time_code" in log.read_text()
+
+        await until(found)
+        (line,) = [json.loads(line) for line in log.read_text().splitlines() if "one_time_code" in line]
+        reset = {"email": account["email"], "code": line["one_time_code"], "new_password": "another horse 77"}
+        assert (await http.post("/auth/password/reset", json=reset)).status_code == 200
 
 
 async def test_several_replicas_of_each_service_start_and_stop(home: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from satchel.auth.v1 import auth_pb2
+from satchel.auth.v1 import auth_pb2, emails_pb2, passwords_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import device_sessions_pb2, exercise_sessions_pb2, puzzle_sessions_pb2, stats_pb2, sync_pb2
 from satchel.uploads.v1 import uploads_pb2
@@ -101,6 +101,11 @@ class Body:
     """Fields that this test cannot get wrong."""
 
 
+ADDRESS = Field(
+    (*NOT_A_STRING, *NUL, *texts("x", "a@b", "@example.com", "a b@example.com", "x" * 300 + "@example.com")), True
+)
+NEW_PASSWORD = Field((*NOT_A_STRING, *texts("short", "x" * 129, "aaaaaaaaaaaa", "password1")), True)
+
 BODIES = {
     "SignUp": Body(
         lambda: {"email": f"{uuid4().hex}@example.com", "password": PASSWORD},
@@ -132,6 +137,26 @@ BODIES = {
     "SignOut": Body(
         dict, auth_pb2.SignOutRequest, {"scope": Field((*NOT_A_STRING, *NUL, *texts("everything", " ", "x" * 10_000)))}
     ),
+    "RequestPasswordReset": Body(
+        lambda: {"email": "nobody@example.com"}, passwords_pb2.RequestPasswordResetRequest, {"email": ADDRESS}
+    ),
+    "ResetPassword": Body(
+        lambda: {"email": "nobody@example.com", "code": "0000-0000", "new_password": PASSWORD},
+        passwords_pb2.ResetPasswordRequest,
+        {"email": ADDRESS, "code": Field(NOT_A_STRING, True), "new_password": NEW_PASSWORD},
+    ),
+    "ChangePassword": Body(
+        lambda: {"current_password": "not the tester's", "new_password": PASSWORD},
+        passwords_pb2.ChangePasswordRequest,
+        {"current_password": Field(NOT_A_STRING, True), "new_password": NEW_PASSWORD, "code": Field(NOT_A_STRING)},
+    ),
+    "ChangeEmail": Body(
+        lambda: {"new_email": "nobody@example.com", "password": "not the tester's"},
+        emails_pb2.ChangeEmailRequest,
+        {"new_email": ADDRESS, "password": Field(NOT_A_STRING, True)},
+    ),
+    "RequestEmailVerification": Body(dict, emails_pb2.RequestEmailVerificationRequest, {}),
+    "VerifyEmail": Body(dict, emails_pb2.VerifyEmailRequest, {"code": Field(NOT_A_STRING, True)}),
     "CreateExerciseSession": Body(
         exercise_session,
         exercise_sessions_pb2.CreateExerciseSessionRequest,
@@ -215,7 +240,7 @@ BODIES = {
     ),
 }
 # What they hold may be left out as a whole.
-MAY_BE_EMPTY = ("SignOut", "CreateSignedUrl")
+MAY_BE_EMPTY = ("SignOut", "CreateSignedUrl", "RequestEmailVerification")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class TestSeed004:
             "tier": "free",
             "subscription_status": "inactive",
             "subscription_expires_at": None,
+            "email_verified": False,
         }
 
     async def test_uploaded_sessions_are_synced_and_come_back_as_they_were_sent(self, phone: Phone) -> None:
