@@ -10,7 +10,8 @@ from uuid import UUID, uuid4
 from runtime.call import Principal
 from runtime.coalesce import Coalesced
 from runtime.errors import Failure, Reason, invalid, missing
-from services.auth.accounts import FREE_TIER, Account, Subscription, parse_email
+from runtime.tiers import FREE_TIER
+from services.auth.accounts import Account, Subscription, parse_email
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.passwords import Passwords, check_password
 from services.auth.sign_ins_domain import Device, SignIns, Tokens, check_device_name
