@@ -68,6 +68,8 @@ class Config(BaseSettings):
     """Signs POST /v1/subscription/events; several, with commas between, while one takes another's place; empty: off."""
     revenuecat_authorization: SecretStr = SecretStr("")
     """The Authorization header of RevenueCat's webhook; several as above; empty: off."""
+    revenuecat_sandbox: Literal["on", "off"] = "off"
+    """Whether purchases in the stores' sandboxes count."""
     blobs: str = ""
     """Where files live: a directory, or s3://..., gs://..., az://...; empty: home/blobs."""
     upload_limits: Path | None = None

@@ -18,6 +18,7 @@ from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.sign_ins_domain import SignIn
 from services.auth.sign_ins_store import end_and_forget_sign_ins, write_sign_in
+from services.auth.subscriptions_store import forget_subscription_events
 from services.auth.tables import accounts, erasures, time
 
 _now: Final = bindparam("now", type_=time)
@@ -95,6 +96,7 @@ class AccountStore:
                     raise Failure(Reason.INVALID_TOKEN)
                 return before["delete_time"]  # type: ignore[no-any-return]  # a column of times
             await end_and_forget_sign_ins(transaction, account_id, now)
+            await forget_subscription_events(transaction, account_id)
             await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
             await write_event(transaction, event, now)
         return now

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
 import grpc
-from satchel.auth.v1 import auth_pb2_grpc
+from satchel.auth.v1 import auth_pb2_grpc, subscriptions_pb2_grpc
 
 from runtime.clock import utc_now
 from runtime.config import Config
@@ -15,6 +15,7 @@ from runtime.database import database
 from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret, signing_keys
 from runtime.mesh import SessionsClient, UploadsClient, channel
+from runtime.tiers import FILE, read_tiers
 from services.auth.accounts_domain import Accounts, KnownAccounts
 from services.auth.accounts_servicer import AuthServicer
 from services.auth.accounts_store import AccountStore
@@ -24,6 +25,9 @@ from services.auth.events_store import EventStore
 from services.auth.passwords import Passwords, commonest
 from services.auth.sign_ins_domain import SignIns
 from services.auth.sign_ins_store import SignInStore
+from services.auth.subscriptions_domain import Subscriptions
+from services.auth.subscriptions_servicer import SubscriptionServicer
+from services.auth.subscriptions_store import SubscriptionStore
 from services.auth.tokens import AccessTokens
 
 
@@ -52,5 +56,15 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                 accounts = Accounts(store, events, passwords, sign_ins, deleted=erasures.look, now=utc_now)
                 servicer = AuthServicer(accounts, known, sign_ins, access_tokens)
                 auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
+                tiers = read_tiers(config.tiers or FILE)
+                subscriptions = SubscriptionServicer(
+                    Subscriptions(SubscriptionStore(db), tiers, now=utc_now),
+                    tiers,
+                    secrets=config.webhook_secrets,
+                    revenuecat=config.revenuecat_authorizations,
+                    sandbox=config.revenuecat_sandbox == "on",
+                    now=utc_now,
+                )
+                subscriptions_pb2_grpc.add_SubscriptionServiceServicer_to_server(subscriptions, server)
                 async with erasures.running():
                     yield

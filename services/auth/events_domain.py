@@ -17,6 +17,7 @@ class Kind(StrEnum):
     SIGNED_OUT = "signed_out"
     TOKEN_REUSED = "token_reused"  # noqa: S105  # a refresh token that had been replaced came back
     ACCOUNT_DELETED = "account_deleted"
+    SUBSCRIPTION_CHANGED = "subscription_changed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,24 @@ erasures: Final = sa.Table(
     sa.Column("attempts", sa.Integer),
 )
 
+# What stores have told of subscriptions; what it amounts to stands with the accounts.
+subscription_events: Final = sa.Table(
+    "subscription_events",
+    _schema,
+    sa.Column("source", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("type", sa.Text),
+    sa.Column("event_time", time),
+    sa.Column("receive_time", time),
+    sa.Column("subscriber", sa.Text),
+    sa.Column("product", sa.Text),
+    sa.Column("transferred_to", sa.Text),
+    sa.Column("tier", sa.Text),
+    sa.Column("status", sa.Text),
+    sa.Column("end_time", time),
+    sa.Column("cancel_at_period_end", sa.Boolean),
+)
+
 security_events: Final = sa.Table(
     "security_events",
     _schema,

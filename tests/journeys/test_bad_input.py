@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from satchel.auth.v1 import auth_pb2
+from satchel.auth.v1 import auth_pb2, second_factors_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import device_sessions_pb2, exercise_sessions_pb2, puzzle_sessions_pb2, stats_pb2, sync_pb2
 from satchel.uploads.v1 import uploads_pb2
@@ -131,6 +131,24 @@ BODIES = {
     "Refresh": Body(dict, auth_pb2.RefreshRequest, {"refresh_token": Field(NOT_A_STRING, True)}),
     "SignOut": Body(
         dict, auth_pb2.SignOutRequest, {"scope": Field((*NOT_A_STRING, *NUL, *texts("everything", " ", "x" * 10_000)))}
+    ),
+    "BeginSecondFactor": Body(
+        dict, second_factors_pb2.BeginSecondFactorRequest, {"password": Field((*NOT_A_STRING, *NUL, *texts("wrong")))}
+    ),
+    "ConfirmSecondFactor": Body(
+        lambda: {"code": "000000"},
+        second_factors_pb2.ConfirmSecondFactorRequest,
+        {"code": Field((*NOT_A_STRING, *NUL), True)},
+    ),
+    "DisableSecondFactor": Body(
+        lambda: {"code": "000000"},
+        second_factors_pb2.DisableSecondFactorRequest,
+        {"code": Field((*NOT_A_STRING, *NUL), True), "password": Field(NOT_A_STRING)},
+    ),
+    "CreateRecoveryCodes": Body(
+        lambda: {"code": "000000"},
+        second_factors_pb2.CreateRecoveryCodesRequest,
+        {"code": Field((*NOT_A_STRING, *NUL), True)},
     ),
     "CreateExerciseSession": Body(
         exercise_session,
@@ -325,6 +343,7 @@ PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "DeleteMe": {},
     "ExportRecords": {},
     "GetSubscriptionStatus": {},
+    "GetSecondFactor": {},
     "GetJwks": {},
     "GetStats": {},
     "GetUploadLimits": {},
@@ -367,6 +386,8 @@ ELSEWHERE = {
     "GetWorkoutPlan": "test_metrics_and_plans.py",
     "HeadFile": "test_upload_refusals.py",
     "AddActivity": "test_activities.py",
+    "ReceiveEvent": "test_subscriptions.py",
+    "ReceiveRevenueCatEvent": "test_subscriptions.py",
 }
 
 # Bodies that are no JSON object at all, or none that anybody can read.
