@@ -83,8 +83,11 @@ class Accounts:
         await self._store.create(account, password_hash, sign_in, event)
         return account, tokens
 
-    async def sign_in(self, *, email: str, password: str, device: Device) -> tuple[Account, Tokens]:
-        """A new sign-in. Raises Failure: FIELD_MISSING, or INVALID_CREDENTIALS whichever of the two was wrong."""
+    async def sign_in(self, *, email: str, password: str, code: str, device: Device) -> tuple[Account, Tokens]:
+        """A new sign-in. Raises Failure: FIELD_MISSING, or INVALID_CREDENTIALS whichever of the two was wrong.
+
+        And as SecondFactors.require, once both are right.
+        """
         if not email.strip():
             raise missing("email")
         if not password:
@@ -104,7 +107,7 @@ class Accounts:
             )
             raise Failure(Reason.INVALID_CREDENTIALS)
         account = found[0].at(self._now())
-        return account, await self._sign_ins.begin(account, device, BY_PASSWORD)
+        return account, await self._sign_ins.begin(account, device, BY_PASSWORD, code=code)
 
     async def delete(self, caller: Principal) -> datetime:
         """Ends the caller's account and all its sign-ins; returns when, also the second time."""

@@ -16,6 +16,7 @@ from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
+from services.auth.second_factors_store import forget_second_factor
 from services.auth.sign_ins_domain import SignIn
 from services.auth.sign_ins_store import end_and_forget_sign_ins, write_sign_in
 from services.auth.subscriptions_store import forget_subscription_events
@@ -97,6 +98,7 @@ class AccountStore:
                 return before["delete_time"]  # type: ignore[no-any-return]  # a column of times
             await end_and_forget_sign_ins(transaction, account_id, now)
             await forget_subscription_events(transaction, account_id)
+            await forget_second_factor(transaction, account_id)
             await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
             await write_event(transaction, event, now)
         return now

@@ -18,6 +18,11 @@ class Kind(StrEnum):
     TOKEN_REUSED = "token_reused"  # noqa: S105  # a refresh token that had been replaced came back
     ACCOUNT_DELETED = "account_deleted"
     SUBSCRIPTION_CHANGED = "subscription_changed"
+    SECOND_FACTOR_ENABLED = "second_factor_enabled"
+    SECOND_FACTOR_DISABLED = "second_factor_disabled"
+    SECOND_FACTOR_FAILED = "second_factor_failed"
+    RECOVERY_CODE_USED = "recovery_code_used"
+    RECOVERY_CODES_RENEWED = "recovery_codes_renewed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,15 +126,14 @@ BODIES = {
             "email": Field(NOT_A_STRING, True),
             "password": Field(NOT_A_STRING, True),
             "device_name": Field((*NOT_A_STRING, *NUL, *texts("x" * 101))),
+            "code": Field(NOT_A_STRING),
         },
     ),
     "Refresh": Body(dict, auth_pb2.RefreshRequest, {"refresh_token": Field(NOT_A_STRING, True)}),
     "SignOut": Body(
         dict, auth_pb2.SignOutRequest, {"scope": Field((*NOT_A_STRING, *NUL, *texts("everything", " ", "x" * 10_000)))}
     ),
-    "BeginSecondFactor": Body(
-        dict, second_factors_pb2.BeginSecondFactorRequest, {"password": Field((*NOT_A_STRING, *NUL, *texts("wrong")))}
-    ),
+    "BeginSecondFactor": Body(dict, second_factors_pb2.BeginSecondFactorRequest, {"password": Field(NOT_A_STRING)}),
     "ConfirmSecondFactor": Body(
         lambda: {"code": "000000"},
         second_factors_pb2.ConfirmSecondFactorRequest,
@@ -233,7 +232,7 @@ BODIES = {
     ),
 }
 # What they hold may be left out as a whole.
-MAY_BE_EMPTY = ("SignOut", "CreateSignedUrl")
+MAY_BE_EMPTY = ("BeginSecondFactor", "SignOut", "CreateSignedUrl")
 
 
 @dataclass(frozen=True)
