@@ -59,8 +59,9 @@ def recovery_digest(account_id: UUID, code: str) -> bytes:
 
 
 def parse_code(text: str) -> tuple[CodeKind, str]:
-    """What kind of code it is, and the code without what people type around it. Raises Failure: FIELD_MISSING,
-    FIELD_INVALID for what can be neither.
+    """What kind of code it is, and the code without what people type around it.
+
+    Raises Failure: FIELD_MISSING, FIELD_INVALID for what can be neither.
     """
     if not text.strip():
         raise missing("code")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -51,7 +51,7 @@ class Owner:
     """Whose second factor it is, as far as its rules have to know."""
 
     email: str
-    password_hash: str
+    password_hash: str = field(repr=False)
     """Empty: the account has no password."""
     sign_in_time: datetime
     """When the sign-in that asks was begun."""

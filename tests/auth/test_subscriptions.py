@@ -504,10 +504,8 @@ class TestRevenueCat:
     async def test_only_who_names_the_agreed_word_is_believed(self, store_edge: Edge) -> None:
         phone = await store_edge.phone()
         said = revenuecat("INITIAL_PURCHASE", phone.user_id)
-        for header in (None, "", "Bearer", f"{AGREED} ", AGREED.lower(), AGREED[:-1], f"Bearer {phone.access_token}"):
+        for header in (None, "", "Bearer", AGREED.lower(), AGREED[:-1], f"Bearer {phone.access_token}"):
             headers = {"authorization": header} if header is not None else {}
-            if header == f"{AGREED} ":
-                continue  # blanks at the end of a header are no part of it
             answer = await store_edge.http.post(REVENUECAT_PATH, json=said, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "UNAUTHORIZED"), header
         assert (await status(phone))["status"] == "inactive"
