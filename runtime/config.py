@@ -102,8 +102,16 @@ class Config(BaseSettings):
     """Days that security events are kept."""
     revocation_patience: float = Field(60.0, gt=0)
     """Seconds that a service takes access tokens without news of which sign-ins were ended."""
-    free_puzzles_per_day: int = Field(1, ge=0)
-    """New puzzle sessions that a free account may store per UTC day of their timestamp."""
+    tiers: Path | None = None
+    """A file like runtime/tiers.json that takes its place; empty: none."""
+    free_puzzles_per_day: int | None = Field(None, ge=0)
+    """New puzzle sessions that a free account may store per UTC day of their timestamp; empty: as tiers.json says."""
+    webhook_secret: SecretStr = SecretStr("")
+    """Signs POST /v1/subscription/events; several, with commas between, while one takes another's place; empty: off."""
+    revenuecat_authorization: SecretStr = SecretStr("")
+    """The Authorization header of RevenueCat's webhook; several as above; empty: off."""
+    revenuecat_sandbox: Literal["on", "off"] = "off"
+    """Whether purchases in the stores' sandboxes count."""
     blobs: str = ""
     """Where files live: a directory, or s3://..., gs://..., az://...; empty: home/blobs."""
     upload_limits: Path | None = None
@@ -123,7 +131,7 @@ class Config(BaseSettings):
     supabase_tenant: int = Field(1, ge=1)
     """The tenant of all the project's users."""
 
-    @field_validator("domains", "upload_limits", mode="before")
+    @field_validator("domains", "upload_limits", "tiers", "free_puzzles_per_day", mode="before")
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
@@ -173,9 +181,23 @@ class Config(BaseSettings):
         """What links start with, without a slash at the end."""
         return (self.public_url or f"http://localhost:{self.port}").rstrip("/")
 
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """Each of the secrets that may sign an event of a subscription."""
+        return _listed(self.webhook_secret)
+
+    @property
+    def revenuecat_authorizations(self) -> tuple[str, ...]:
+        """Each of the values that RevenueCat may name itself by."""
+        return _listed(self.revenuecat_authorization)
+
     def address(self, service: str) -> str:
         """Where `service` (one of SERVICES) listens: host:port."""
         return str(getattr(self, f"{service}_address"))
+
+
+def _listed(secret: SecretStr) -> tuple[str, ...]:
+    return tuple(one for part in secret.get_secret_value().split(",") if (one := part.strip()))
 
 
 def from_environment() -> Config:

@@ -14,8 +14,10 @@ from satchel.auth.v1 import (
     devices_pb2,
     emails_pb2,
     passwords_pb2,
+    second_factors_pb2,
     security_events_pb2,
     sso_pb2,
+    subscriptions_pb2,
 )
 from satchel.health.v1 import health_pb2
 from satchel.options.v1 import options_pb2 as options
@@ -38,6 +40,8 @@ FILES: Final = (
     security_events_pb2,
     passwords_pb2,
     emails_pb2,
+    subscriptions_pb2,
+    second_factors_pb2,
     exercise_sessions_pb2,
     puzzle_sessions_pb2,
     device_sessions_pb2,

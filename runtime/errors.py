@@ -182,6 +182,34 @@ class Reason(Enum):
     UPLOAD_COMPLETED = _same(StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "The upload has become a file.")
     LINK_EXPIRED = _same(StatusCode.FAILED_PRECONDITION, 410, "LINK_EXPIRED", "The link is not good any more.")
     RANGE_NOT_SATISFIABLE = _same(StatusCode.OUT_OF_RANGE, 416, "RANGE_NOT_SATISFIABLE", "The file has no such bytes.")
+    SIGNATURE_INVALID = Row(
+        StatusCode.UNAUTHENTICATED,
+        401,
+        "AUTH_UNAUTHORIZED",
+        "UNAUTHORIZED",
+        "AUTH_001",
+        "The event does not prove who has sent it.",
+    )
+    # An app that knows nothing of second factors still shows that this sign-in did not do, and the message why.
+    SECOND_FACTOR_REQUIRED = Row(
+        StatusCode.UNAUTHENTICATED,
+        401,
+        "INVALID_CREDENTIALS",
+        "INVALID_CREDENTIALS",
+        "AUTH_001",
+        "Signing in takes a code of the second factor as well.",
+    )
+    SECOND_FACTOR_INVALID = Row(
+        StatusCode.UNAUTHENTICATED,
+        401,
+        "INVALID_CREDENTIALS",
+        "INVALID_CREDENTIALS",
+        "AUTH_001",
+        "The code is wrong, or was used before.",
+    )
+    SECOND_FACTOR_ENABLED = _same(
+        StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "The account has a second factor already."
+    )
     RATE_LIMITED = Row(
         StatusCode.RESOURCE_EXHAUSTED,
         429,

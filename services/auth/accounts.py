@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
 
 from runtime.call import Role
 from runtime.errors import invalid, missing
-
-FREE_TIER: Final = "free"
+from runtime.tiers import FREE_TIER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +19,7 @@ class Subscription:
 
     tier: str
     status: str
-    """active, inactive or cancelled; `at` adds expired."""
+    """active, inactive, cancelled (paid until its end, and not renewed) or expired."""
     end_time: datetime | None
     cancel_at_period_end: bool
 
@@ -29,7 +27,7 @@ class Subscription:
         """The subscription as it stands at `now`: past its end it is expired, and the tier is free."""
         if self.end_time is None or self.end_time > now:
             return self
-        return replace(self, tier=FREE_TIER, status="expired")
+        return replace(self, tier=FREE_TIER, status="expired", cancel_at_period_end=False)
 
 
 @dataclass(frozen=True, kw_only=True)

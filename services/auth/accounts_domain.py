@@ -10,7 +10,8 @@ from uuid import UUID, uuid4
 from runtime.call import Principal
 from runtime.coalesce import Coalesced
 from runtime.errors import Failure, Reason, invalid, missing
-from services.auth.accounts import FREE_TIER, Account, Subscription, parse_email
+from runtime.tiers import FREE_TIER
+from services.auth.accounts import Account, Subscription, parse_email
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.passwords import Passwords, check_password
 from services.auth.sign_ins_domain import Device, SignIns, Tokens, check_device_name
@@ -96,11 +97,11 @@ class Accounts:
         await self._store.create(account, password_hash, sign_in, event)
         return account, tokens
 
-    async def sign_in(self, *, email: str, password: str, device: Device) -> tuple[Account, Tokens]:
+    async def sign_in(self, *, email: str, password: str, code: str, device: Device) -> tuple[Account, Tokens]:
         """A new sign-in.
 
         Raises Failure: FIELD_MISSING, INVALID_CREDENTIALS whichever of the two was wrong, or RATE_LIMITED after too
-        many wrong ones, whether there is such an account or not.
+        many wrong ones, whether there is such an account or not. And as SecondFactors.require, once both are right.
         """
         if not email.strip():
             raise missing("email")
@@ -120,7 +121,7 @@ class Accounts:
             raise Failure(Reason.INVALID_CREDENTIALS)
         await self._guard.succeeded(attempt)
         account = found[0].at(self._now())
-        return account, await self._sign_ins.begin(account, device, BY_PASSWORD, password_hash=found[1])
+        return account, await self._sign_ins.begin(account, device, BY_PASSWORD, password_hash=found[1], code=code)
 
     async def delete(self, caller: Principal) -> datetime:
         """Ends the caller's account and all its sign-ins; returns when, also the second time."""

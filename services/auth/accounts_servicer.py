@@ -41,6 +41,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         account, tokens = await self._accounts.sign_in(
             email=request.email,
             password=request.password,
+            code=request.code,
             device=device_of(request.device_name),
         )
         return convert.sign_in_response(account, tokens)

@@ -17,8 +17,10 @@ from services.auth.accounts import Account, Subscription
 from services.auth.codes_store import forget_codes_and_mails
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import forget_events, write_event
+from services.auth.second_factors_store import forget_second_factor
 from services.auth.sign_ins_domain import SignIn
 from services.auth.sign_ins_store import end_and_forget_sign_ins, write_sign_in
+from services.auth.subscriptions_store import forget_subscription_events
 from services.auth.tables import accounts, erasures, identities, time
 
 _now: Final = bindparam("now", type_=time)
@@ -71,7 +73,6 @@ _DELETE: Final = (
         subscription_status=sa.literal_column("'inactive'"),
         subscription_end_time=sa.null(),
         cancel_at_period_end=sa.false(),
-        email_verify_time=sa.null(),
         delete_time=_now,
     )
     .where(accounts.c.id == bindparam("account_id"), accounts.c.delete_time.is_(None))
@@ -131,6 +132,8 @@ class AccountStore:
                 return before["delete_time"]  # type: ignore[no-any-return]  # a column of times
             await end_and_forget_sign_ins(transaction, account_id, now)
             await transaction.execute(_FORGET_IDENTITIES, account_id=account_id)
+            await forget_subscription_events(transaction, account_id)
+            await forget_second_factor(transaction, account_id)
             await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
             await write_event(transaction, event, now)
             await forget_events(transaction, account_id)

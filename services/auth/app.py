@@ -13,8 +13,10 @@ from satchel.auth.v1 import (
     devices_pb2_grpc,
     emails_pb2_grpc,
     passwords_pb2_grpc,
+    second_factors_pb2_grpc,
     security_events_pb2_grpc,
     sso_pb2_grpc,
+    subscriptions_pb2_grpc,
 )
 
 from runtime.clock import utc_now
@@ -22,9 +24,10 @@ from runtime.config import Config
 from runtime.database import Database, database
 from runtime.identity import ServiceTokens
 from runtime.issuers import issuer_client
-from runtime.keys import mesh_secret, signing_keys
+from runtime.keys import home_key, mesh_secret, signing_keys
 from runtime.mesh import SessionsClient, UploadsClient, channel
 from runtime.sweeping import sweeping
+from runtime.tiers import FILE, read_tiers
 from services.auth.accounts_domain import Accounts, KnownAccounts
 from services.auth.accounts_servicer import AuthServicer
 from services.auth.accounts_store import AccountStore
@@ -54,8 +57,15 @@ from services.auth.passwords_domain import PasswordChanges
 from services.auth.passwords_servicer import PasswordServicer
 from services.auth.passwords_store import PasswordStore
 from services.auth.providers import providers
+from services.auth.second_factors_domain import SecondFactors
+from services.auth.second_factors_sealing import Sealing
+from services.auth.second_factors_servicer import SecondFactorServicer
+from services.auth.second_factors_store import SecondFactorStore
 from services.auth.sign_ins_domain import SignIns
 from services.auth.sign_ins_store import SignInStore
+from services.auth.subscriptions_domain import Subscriptions
+from services.auth.subscriptions_servicer import SubscriptionServicer
+from services.auth.subscriptions_store import SubscriptionStore
 from services.auth.sweeps_domain import Sweeps
 from services.auth.sweeps_store import SweepStore
 from services.auth.tokens import AccessTokens
@@ -83,10 +93,13 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                 access_tokens = AccessTokens(signing_keys(config.keys))
                 store = AccountStore(db)
                 known = KnownAccounts(store, now=utc_now)
+                sealing = Sealing(home_key(config.keys, "second factors"))
+                second_factors = SecondFactors(SecondFactorStore(db), events, sealing, passwords, now=utc_now)
                 sign_ins = SignIns(
                     SignInStore(db),
                     events,
                     access_tokens,
+                    second_factors,
                     account=known.account,
                     admin_email=config.admin_email,
                     now=utc_now,
@@ -106,6 +119,19 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                 lifetime = timedelta(days=config.security_events_days)
                 sweeps = Sweeps(SweepStore(db), events_lifetime=lifetime, now=utc_now)
                 await stack.enter_async_context(_codes(config, server, db, events, passwords, known))
+                second_factors_pb2_grpc.add_SecondFactorServiceServicer_to_server(
+                    SecondFactorServicer(second_factors), server
+                )
+                tiers = read_tiers(config.tiers or FILE)
+                subscriptions = SubscriptionServicer(
+                    Subscriptions(SubscriptionStore(db), tiers, now=utc_now),
+                    tiers,
+                    secrets=config.webhook_secrets,
+                    revenuecat=config.revenuecat_authorizations,
+                    sandbox=config.revenuecat_sandbox == "on",
+                    now=utc_now,
+                )
+                subscriptions_pb2_grpc.add_SubscriptionServiceServicer_to_server(subscriptions, server)
                 async with erasures.running(), sweeping(sweeps.round, config.sweep_interval):
                     yield
 

@@ -40,6 +40,12 @@ class Kind(StrEnum):
     PROOF_REFUSED = "proof_refused"  # a wrong password or code, where one was asked for again
     EMAIL_VERIFIED = "email_verified"
     EMAIL_CHANGED = "email_changed"
+    SUBSCRIPTION_CHANGED = "subscription_changed"
+    SECOND_FACTOR_ENABLED = "second_factor_enabled"
+    SECOND_FACTOR_DISABLED = "second_factor_disabled"
+    SECOND_FACTOR_FAILED = "second_factor_failed"
+    RECOVERY_CODE_USED = "recovery_code_used"
+    RECOVERY_CODES_RENEWED = "recovery_codes_renewed"
 
 
 @dataclass(frozen=True, kw_only=True)

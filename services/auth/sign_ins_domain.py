@@ -21,6 +21,7 @@ from services.auth.tokens import AccessTokens, new_secret, parse_refresh_token, 
 
 if TYPE_CHECKING:
     from services.auth.events_store import EventStore
+    from services.auth.second_factors_domain import SecondFactors
     from services.auth.sign_ins_store import SignInStore
 
 REFRESH_TOKEN_LIFETIME: Final = timedelta(days=30)
@@ -103,6 +104,7 @@ class SignIns:
         store: SignInStore,
         events: EventStore,
         access_tokens: AccessTokens,
+        second_factors: SecondFactors,
         *,
         account: Callable[[UUID], Awaitable[Account]],
         admin_email: str,
@@ -115,12 +117,16 @@ class SignIns:
         self._store = store
         self._events = events
         self._access_tokens = access_tokens
+        self._second_factors = second_factors
         self._account = account
         self._admin_email = admin_email.strip().lower()
         self._now = now
 
     def prepare(self, account: Account, device: Device, method: str) -> tuple[SignIn, Tokens]:
-        """A sign-in that is still to be stored, and what its device gets. Raises Failure(FIELD_INVALID)."""
+        """A sign-in that is still to be stored, and what its device gets. Raises Failure(FIELD_INVALID).
+
+        Nobody has been asked for a second factor: who prepares a sign-in of an account that may have one does that.
+        """
         check_device_name(device.name)
         now, sign_in_id, secret = self._now(), uuid4(), new_secret()
         token_key = secrets.token_bytes(TOKEN_KEY_BYTES)
@@ -137,12 +143,16 @@ class SignIns:
         )
         return sign_in, Tokens(access=self._access_token(account, sign_in_id), refresh=str(token))
 
-    async def begin(self, account: Account, device: Device, method: str, *, password_hash: str | None = None) -> Tokens:
-        """Signs a device in; `password_hash` is that of the password that was shown, if one was.
+    async def begin(
+        self, account: Account, device: Device, method: str, *, password_hash: str | None = None, code: str = ""
+    ) -> Tokens:
+        """Signs a device in, with a `code` where the account has a second factor, whatever the method.
 
-        Raises Failure: FIELD_INVALID, INVALID_CREDENTIALS when the account is gone or that password was changed.
+        `password_hash` is that of the password that was shown, if one was. Raises Failure: FIELD_INVALID,
+        INVALID_CREDENTIALS when the account is gone or that password was changed, and as SecondFactors.require.
         """
         sign_in, tokens = self.prepare(account, device, method)
+        await self._second_factors.require(account.id, code)
         event = SecurityEvent(
             kind=Kind.SIGNED_IN,
             account_id=account.id,

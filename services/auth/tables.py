@@ -71,6 +71,48 @@ erasures: Final = sa.Table(
     sa.Column("attempts", sa.Integer),
 )
 
+# What stores have told of subscriptions; what it amounts to stands with the accounts.
+subscription_events: Final = sa.Table(
+    "subscription_events",
+    _schema,
+    sa.Column("source", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("type", sa.Text),
+    sa.Column("event_time", time),
+    sa.Column("receive_time", time),
+    sa.Column("subscriber", sa.Text),
+    sa.Column("product", sa.Text),
+    sa.Column("transferred_to", sa.Text),
+    sa.Column("tier", sa.Text),
+    sa.Column("status", sa.Text),
+    sa.Column("end_time", time),
+    sa.Column("cancel_at_period_end", sa.Boolean),
+)
+
+second_factors: Final = sa.Table(
+    "second_factors",
+    _schema,
+    sa.Column("account_id", sa.Uuid, primary_key=True),
+    sa.Column("key_id", sa.Text),
+    sa.Column("sealed_key", sa.LargeBinary),
+    sa.Column("sealed_secret", sa.LargeBinary),
+    sa.Column("create_time", time),
+    sa.Column("enable_time", time),
+    sa.Column("last_step", sa.BigInteger),
+    sa.Column("tries", sa.Integer),
+    sa.Column("tries_since", time),
+    sa.Column("recovery_tries", sa.Integer),
+    sa.Column("recovery_tries_since", time),
+)
+
+recovery_codes: Final = sa.Table(
+    "recovery_codes",
+    _schema,
+    sa.Column("account_id", sa.Uuid, primary_key=True),
+    sa.Column("digest", sa.LargeBinary, primary_key=True),
+    sa.Column("use_time", time),
+)
+
 security_events: Final = sa.Table(
     "security_events",
     _schema,

@@ -22,6 +22,7 @@ from runtime.config import Config
 from runtime.database import database
 from runtime.interceptors import failure_of
 from runtime.sweeping import sweeping
+from runtime.tiers import FILE, read_tiers
 from services.sessions.conflicts_domain import Conflicts
 from services.sessions.conflicts_store import ConflictStore
 from services.sessions.device_sessions_domain import DeviceSessions
@@ -43,7 +44,7 @@ from services.sessions.metrics_store import MetricStore
 from services.sessions.plans_domain import WorkoutPlans
 from services.sessions.plans_servicer import WorkoutPlanServicer
 from services.sessions.plans_store import PlanStore
-from services.sessions.puzzles_domain import FreeTier, PuzzleSessions
+from services.sessions.puzzles_domain import PuzzleRoom, PuzzleSessions
 from services.sessions.puzzles_servicer import PuzzleSessionServicer
 from services.sessions.records_store import RecordStore
 from services.sessions.schemas import Schemas
@@ -71,12 +72,12 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         live = Live(limits, feeds)
         store = RecordStore(db, schemas.default_policy, committed=live.committed)
         domains = Domains(schemas, Catalogue())
-        free_tier = FreeTier(config.free_puzzles_per_day)
+        puzzle_room = PuzzleRoom(read_tiers(config.tiers or FILE), free_per_day=config.free_puzzles_per_day)
         exercises = ExerciseSessions(store, domains, now=utc_now)
-        puzzles = PuzzleSessions(store, domains, free_tier, now=utc_now)
+        puzzles = PuzzleSessions(store, domains, puzzle_room, now=utc_now)
         devices = DeviceSessions(store, domains, now=utc_now)
         stats = UserStats(store, StatsStore(db), domains, now=utc_now)
-        sync = Sync(store, feeds, domains, free_tier, now=utc_now)
+        sync = Sync(store, feeds, domains, puzzle_room, now=utc_now)
         conflicts = Conflicts(store, ConflictStore(db), domains, now=utc_now)
         exports = Exports(feeds, ConflictStore(db), now=utc_now)
         erasures = Erasures(ErasureStore(db), now=utc_now, committed=live.committed)

@@ -1,4 +1,4 @@
-"""Owns puzzle sessions: what counts as one, and how many a free account may add in a day."""
+"""Owns puzzle sessions: what counts as one, and how many an account of each tier may add in a day."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from runtime.call import IdempotencyKey, Principal
 from runtime.clock import canonical_time, parse_moment, parse_time, plausible
 from runtime.errors import Failure, Reason, kept, recalled
 from runtime.ids import parse_id, shown_id
+from runtime.tiers import FREE_TIER, Tiers
 from services.sessions.batches import capture, named
 from services.sessions.changes_domain import Allowance, Change, decide, typed_change
 from services.sessions.records_domain import Key, Prepared, Record, place_of
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 
 DOMAIN: Final = "puzzle"
-FREE_TIER: Final = "free"
 _UPLOAD: Final = "puzzle_sessions.upload"
 UNSAID: Final = {"declutter_text": "", "mistake_count": 0, "is_completed": False, "puzzle_id": 0}
 
@@ -68,11 +68,11 @@ class PuzzleSessions:
     """Puzzle sessions as typed views on records of domain `puzzle`; the app's word wins."""
 
     def __init__(
-        self, store: RecordStore, domains: Domains, free_tier: FreeTier, *, now: Callable[[], datetime]
+        self, store: RecordStore, domains: Domains, puzzle_room: PuzzleRoom, *, now: Callable[[], datetime]
     ) -> None:
         self._store = store
         self._domains = domains
-        self._free_tier = free_tier
+        self._puzzle_room = puzzle_room
         self._now = now
 
     async def upload(
@@ -94,8 +94,8 @@ class PuzzleSessions:
             if feed.answer is not None:
                 # What was refused then is refused again, though the clock may have made it good since.
                 known = [Rejected(id=one["id"], failure=recalled(one)) for one in feed.answer["rejected"]]
-                return _replayed(feed.answer, good, known)
-            decided = decide(feed, good, allowance=await self._free_tier.allowance(caller, feed, good))
+                return _replayed(feed.answer, good, known, tier=caller.tier)
+            decided = decide(feed, good, allowance=await self._puzzle_room.allowance(caller, feed, good))
             await feed.write(decided, now)
             counts = Counter(receipt.status for receipt in decided.receipts)
             answer = {
@@ -105,7 +105,7 @@ class PuzzleSessions:
                 "rejected": [{"id": one.id, **kept(one.failure)} for one in bad],
             }
             await feed.keep(_UPLOAD, key, answer, now)
-        return _replayed(answer, good, bad)
+        return _replayed(answer, good, bad, tier=caller.tier)
 
     async def page(self, caller: Principal, since: str, size: int, token: str) -> Page:
         """The caller's sessions from `since` (ISO 8601, or empty) on, newest first. Raises Failure(FIELD_INVALID)."""
@@ -120,23 +120,30 @@ class PuzzleSessions:
         return typed_change(key, self._domains.prepare(DOMAIN, item.data, now), now=now)
 
 
-class FreeTier:
-    """How many new puzzle sessions a free account may store in a day."""
+class PuzzleRoom:
+    """How many new puzzle sessions an account may store in a day."""
 
-    def __init__(self, per_day: int) -> None:
-        """`per_day`: new sessions per UTC day of their timestamp."""
-        self._per_day = per_day
+    def __init__(self, tiers: Tiers, *, free_per_day: int | None) -> None:
+        """`free_per_day` takes the place of what `tiers` say of the free one; None: they are right."""
+        self._tiers = tiers
+        self._free_per_day = free_per_day
 
     async def allowance(self, caller: Principal, feed: Feed, changes: Iterable[Change]) -> Allowance | None:
-        """What a free account has room for of a push's puzzle sessions; None: all. Known ones never count."""
-        if caller.tier != FREE_TIER:
+        """What the caller's tier has room for of a push's puzzle sessions; None: all. Known ones never count."""
+        per_day = self._per_day(caller.tier)
+        if per_day is None:
             return None
         sessions = (one for one in changes if one.key.domain == DOMAIN and one.data is not None)
         day_of = {one.key: day(one) for one in sessions if one.key not in feed.known}
         if not day_of:
             return None
         taken = await feed.count_by_day(DOMAIN, sorted(set(day_of.values())))
-        return Allowance(day_of=day_of, left={on: self._per_day - taken.get(on, 0) for on in day_of.values()})
+        return Allowance(day_of=day_of, left={on: per_day - taken.get(on, 0) for on in day_of.values()})
+
+    def _per_day(self, tier: str) -> int | None:
+        if tier == FREE_TIER and self._free_per_day is not None:
+            return self._free_per_day
+        return self._tiers.named(tier).puzzles_per_day
 
 
 def prepare(data: dict[str, Any], now: datetime) -> Prepared:
@@ -160,9 +167,9 @@ def day(change: Change) -> date:
     return change.happen_time.astimezone(UTC).date()
 
 
-def _replayed(answer: dict[str, Any], good: Sequence[Change], bad: Sequence[Rejected]) -> Uploaded:
+def _replayed(answer: dict[str, Any], good: Sequence[Change], bad: Sequence[Rejected], *, tier: str) -> Uploaded:
     """The upload that was answered with `answer`. Raises Failure(TIER_LIMIT) when nothing but extra items was sent."""
-    limit = Failure(Reason.TIER_LIMIT, "The free tier stores no more new puzzle sessions for this day.")
+    limit = Failure(Reason.TIER_LIMIT, f"The {tier} tier stores no more new puzzle sessions for this day.")
     refused = [Rejected(id=id, failure=limit) for id in answer["refused"]]
     if not bad and len(refused) == len({change.key for change in good}):
         raise limit

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from services.sessions.domains import Domains
     from services.sessions.feed_store import Entry, FeedStore
     from services.sessions.pushes_store import Feed
-    from services.sessions.puzzles_domain import FreeTier
+    from services.sessions.puzzles_domain import PuzzleRoom
     from services.sessions.records_store import RecordStore
 
 DEFAULT_LIMIT: Final = 100
@@ -106,14 +106,14 @@ class Sync:
         store: RecordStore,
         feeds: FeedStore,
         domains: Domains,
-        free_tier: FreeTier,
+        puzzle_room: PuzzleRoom,
         *,
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._feeds = feeds
         self._domains = domains
-        self._free_tier = free_tier
+        self._puzzle_room = puzzle_room
         self._now = now
 
     def clock_offset(self, client_now: str) -> timedelta:
@@ -167,7 +167,7 @@ class Sync:
             fresh = [one for one, answer in zip(readings, answers, strict=True) if answer is None]
             items = [item for place, one in enumerate(fresh) for item in _apart(one.items, place)]
             changes = [item for item in items if isinstance(item, Change)]
-            allowance = await self._free_tier.allowance(caller, feed, changes)
+            allowance = await self._puzzle_room.allowance(caller, feed, changes)
             decided = decide(feed, items, allowance=allowance)
             await feed.write(decided, now)
             made = list(_split(decided, fresh, feed.position))

@@ -15,6 +15,8 @@ from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret
 from runtime.mesh import SessionsClient, channel
 from runtime.sweeping import sweeping
+from runtime.tiers import FILE as TIERS
+from runtime.tiers import read_tiers
 from services.uploads.activities_domain import Activities
 from services.uploads.activity_parsing import activity_parsing
 from services.uploads.blobs import open_blobs
@@ -35,7 +37,7 @@ from services.uploads.uploads_store import UploadStore
 @asynccontextmanager
 async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
     """Adds the uploads service to `server` for as long as the block runs."""
-    limits = read_limits(config.upload_limits or FILE)
+    limits = read_limits(config.upload_limits or FILE, read_tiers(config.tiers or TIERS))
     secret = mesh_secret(config.keys)
     async with AsyncExitStack() as stack:
         db = await stack.enter_async_context(

@@ -1,4 +1,4 @@
-"""Owns what files are taken: the size of a chunk, the largest file of each type, and the room that each tier has."""
+"""Owns what files are taken: the size of a chunk, the largest file of each type, and the room that a user has."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from runtime.tiers import Tiers, read_tiers
 
 # The edge takes bodies of 8 MiB; smaller chunks would cost more to count than to send.
 MIN_CHUNK: Final = 64 * 1024
@@ -50,15 +52,18 @@ class UploadLimits:
         return self.quotas.get(tier, max(self.quotas.values()))
 
 
-def read_limits(file: Path = FILE) -> UploadLimits:
-    """The limits that `file` lists. Raises KeyError or ValueError when it is not what limits.json is."""
-    content = json.loads(file.read_bytes())
+def read_limits(file: Path = FILE, tiers: Tiers | None = None) -> UploadLimits:
+    """The limits that `file` lists, with the room of `tiers`; None: of those in tiers.json.
+
+    Raises KeyError or ValueError when the file is not what limits.json is.
+    """
+    content, tiers = json.loads(file.read_bytes()), tiers or read_tiers()
     if not MIN_CHUNK <= content["chunk_size"] <= MAX_CHUNK:
         raise ValueError(f"{file}: chunk_size must be {MIN_CHUNK} to {MAX_CHUNK} bytes")
     return UploadLimits(
         chunk_size=content["chunk_size"],
         expires_after_seconds=content["expires_after_seconds"],
-        quotas=content["quotas"],
+        quotas={tier.name: tier.upload_bytes for tier in tiers.all},
         types=tuple(
             TypeLimit(name=one["name"], mime_types=one["mime_types"], max_size=one["max_size"])
             for one in content["types"]

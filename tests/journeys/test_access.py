@@ -123,6 +123,13 @@ EXPECTED = {
     "/satchel.uploads.v1.UploadService/AddActivity": USERS,
     "/satchel.uploads.v1.UploadService/EraseUserFiles": SERVICES,
     "/satchel.health.v1.HealthService/CheckMesh": OPEN,
+    "/satchel.auth.v1.SubscriptionService/ReceiveEvent": OPEN,
+    "/satchel.auth.v1.SubscriptionService/ReceiveRevenueCatEvent": OPEN,
+    "/satchel.auth.v1.SecondFactorService/GetSecondFactor": USERS,
+    "/satchel.auth.v1.SecondFactorService/BeginSecondFactor": USERS,
+    "/satchel.auth.v1.SecondFactorService/ConfirmSecondFactor": USERS,
+    "/satchel.auth.v1.SecondFactorService/DisableSecondFactor": USERS,
+    "/satchel.auth.v1.SecondFactorService/CreateRecoveryCodes": USERS,
 }
 ACCESS = {
     options.ACCESS_PUBLIC: OPEN,

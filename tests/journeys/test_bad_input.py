@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from satchel.auth.v1 import auth_pb2, emails_pb2, passwords_pb2
+from satchel.auth.v1 import auth_pb2, emails_pb2, passwords_pb2, second_factors_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import device_sessions_pb2, exercise_sessions_pb2, puzzle_sessions_pb2, stats_pb2, sync_pb2
 from satchel.uploads.v1 import uploads_pb2
@@ -131,6 +131,7 @@ BODIES = {
             "email": Field(NOT_A_STRING, True),
             "password": Field(NOT_A_STRING, True),
             "device_name": Field((*NOT_A_STRING, *NUL, *texts("x" * 101))),
+            "code": Field(NOT_A_STRING),
         },
     ),
     "Refresh": Body(dict, auth_pb2.RefreshRequest, {"refresh_token": Field(NOT_A_STRING, True)}),
@@ -157,6 +158,22 @@ BODIES = {
     ),
     "RequestEmailVerification": Body(dict, emails_pb2.RequestEmailVerificationRequest, {}),
     "VerifyEmail": Body(dict, emails_pb2.VerifyEmailRequest, {"code": Field(NOT_A_STRING, True)}),
+    "BeginSecondFactor": Body(dict, second_factors_pb2.BeginSecondFactorRequest, {"password": Field(NOT_A_STRING)}),
+    "ConfirmSecondFactor": Body(
+        lambda: {"code": "000000"},
+        second_factors_pb2.ConfirmSecondFactorRequest,
+        {"code": Field((*NOT_A_STRING, *NUL), True)},
+    ),
+    "DisableSecondFactor": Body(
+        lambda: {"code": "000000"},
+        second_factors_pb2.DisableSecondFactorRequest,
+        {"code": Field((*NOT_A_STRING, *NUL), True), "password": Field(NOT_A_STRING)},
+    ),
+    "CreateRecoveryCodes": Body(
+        lambda: {"code": "000000"},
+        second_factors_pb2.CreateRecoveryCodesRequest,
+        {"code": Field((*NOT_A_STRING, *NUL), True)},
+    ),
     "CreateExerciseSession": Body(
         exercise_session,
         exercise_sessions_pb2.CreateExerciseSessionRequest,
@@ -240,7 +257,7 @@ BODIES = {
     ),
 }
 # What they hold may be left out as a whole.
-MAY_BE_EMPTY = ("SignOut", "CreateSignedUrl", "RequestEmailVerification")
+MAY_BE_EMPTY = ("BeginSecondFactor", "SignOut", "CreateSignedUrl", "RequestEmailVerification")
 
 
 @dataclass(frozen=True)
@@ -362,6 +379,7 @@ PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "ExportRecords": {},
     "GetSubscriptionStatus": {},
+    "GetSecondFactor": {},
     "GetJwks": {},
     "GetStats": {},
     "GetUploadLimits": {},
@@ -406,6 +424,8 @@ ELSEWHERE = {
     "SignInWithProvider": "test_sso.py",
     "LinkIdentity": "test_sso.py",
     "AddActivity": "test_activities.py",
+    "ReceiveEvent": "test_subscriptions.py",
+    "ReceiveRevenueCatEvent": "test_subscriptions.py",
 }
 
 # Bodies that are no JSON object at all, or none that anybody can read.
