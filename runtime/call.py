@@ -23,6 +23,8 @@ class Principal:
     tenant_id: int
     role: Role
     tier: str
+    guest: bool = False
+    """Whether it is an account without any way in but its sign-ins; when the token was made, it was."""
 
 
 @dataclass(frozen=True, kw_only=True)

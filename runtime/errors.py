@@ -177,6 +177,7 @@ class Reason(Enum):
     UPLOAD_COMPLETED = _same(StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "The upload has become a file.")
     LINK_EXPIRED = _same(StatusCode.FAILED_PRECONDITION, 410, "LINK_EXPIRED", "The link is not good any more.")
     RANGE_NOT_SATISFIABLE = _same(StatusCode.OUT_OF_RANGE, 416, "RANGE_NOT_SATISFIABLE", "The file has no such bytes.")
+    NOT_A_GUEST = _same(StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "This is no guest, or none any more.")
     RATE_LIMITED = Row(
         StatusCode.RESOURCE_EXHAUSTED,
         429,

@@ -125,6 +125,7 @@ class Verifier:
                 tenant_id=int(claims["tenant_id"]),
                 role="admin" if claims["role"] == "admin" else "user",
                 tier=str(claims["tier"]),
+                guest=claims.get("guest") is True,
             )
             return _Verified(principal, float(claims["exp"]) + LEEWAY)
         except jwt.ExpiredSignatureError:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import grpc
@@ -103,13 +103,17 @@ class SessionsClient:
         self._stub = sync_pb2_grpc.SyncServiceStub(opened)
         self._tokens = tokens
 
-    async def erase_user(self, user_id: UUID) -> None:
-        """Erases all that a user has there. Raises grpc.aio.AioRpcError when it is away, or when there is more."""
-        await self._stub.EraseUser(
+    async def erase_user(self, user_id: UUID) -> dict[str, Any]:
+        """Erases all that a user has there; returns what was erased in all, this time and before.
+
+        Raises grpc.aio.AioRpcError when it is away, or when there is more.
+        """
+        response = await self._stub.EraseUser(
             sync_pb2.EraseUserRequest(user_id=str(user_id)),
             timeout=ERASE_TIMEOUT,
             metadata=self._metadata(),
         )
+        return {"records": dict(response.total_records)}
 
     async def store_records(
         self, user_id: UUID, tenant_id: int, records: Sequence[RecordToStore]
@@ -140,13 +144,17 @@ class UploadsClient:
         self._stub = uploads_pb2_grpc.UploadServiceStub(opened)
         self._tokens = tokens
 
-    async def erase_user(self, user_id: UUID) -> None:
-        """Ends all files of a user. Raises grpc.aio.AioRpcError when it is away, or when there is more."""
-        await self._stub.EraseUserFiles(
+    async def erase_user(self, user_id: UUID) -> dict[str, Any]:
+        """Ends all files of a user; returns what was ended in all, this time and before.
+
+        Raises grpc.aio.AioRpcError when it is away, or when there is more.
+        """
+        response = await self._stub.EraseUserFiles(
             uploads_pb2.EraseUserFilesRequest(user_id=str(user_id)),
             timeout=ERASE_TIMEOUT,
             metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
         )
+        return {"files": response.total_files, "uploads": response.total_uploads, "bytes": response.total_bytes}
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from email_validator import EmailNotValidError, validate_email
 from runtime.call import Role
 from runtime.errors import invalid, missing
 
+DEFAULT_TENANT: Final = 1
 FREE_TIER: Final = "free"
 
 
@@ -32,6 +33,9 @@ class Subscription:
         return replace(self, tier=FREE_TIER, status="expired")
 
 
+NO_SUBSCRIPTION: Final = Subscription(tier=FREE_TIER, status="inactive", end_time=None, cancel_at_period_end=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Account:
     """Somebody who can sign in."""
@@ -43,6 +47,8 @@ class Account:
     role: Role
     create_time: datetime
     subscription: Subscription
+    is_guest: bool = False
+    """Whether it has no way in but its sign-ins."""
 
     def at(self, now: datetime) -> Account:
         """The account with the expiry of its subscription judged at `now`."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from datetime import timedelta
 
 import grpc
-from satchel.auth.v1 import auth_pb2_grpc
+from satchel.auth.v1 import auth_pb2_grpc, deletions_pb2_grpc, guests_pb2_grpc
 
 from runtime.clock import utc_now
 from runtime.config import Config
@@ -15,12 +16,19 @@ from runtime.database import database
 from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret, signing_keys
 from runtime.mesh import SessionsClient, UploadsClient, channel
+from runtime.sweeping import sweeping
 from services.auth.accounts_domain import Accounts, KnownAccounts
 from services.auth.accounts_servicer import AuthServicer
 from services.auth.accounts_store import AccountStore
+from services.auth.deletions_domain import Deletions, Receipts
+from services.auth.deletions_servicer import DeletionServicer
+from services.auth.deletions_store import DeletionStore
 from services.auth.erasures_domain import Erasures
 from services.auth.erasures_store import ErasureStore
 from services.auth.events_store import EventStore
+from services.auth.guests_domain import Guests
+from services.auth.guests_servicer import GuestServicer
+from services.auth.guests_store import GuestStore
 from services.auth.passwords import Passwords, commonest
 from services.auth.sign_ins_domain import SignIns
 from services.auth.sign_ins_store import SignInStore
@@ -36,7 +44,9 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         async with channel(config.sessions_address) as sessions, channel(config.uploads_address) as uploads:
             # Files first: whatever they still have to tell of themselves finds its user's records ended.
             elsewhere = [UploadsClient(uploads, tokens).erase_user, SessionsClient(sessions, tokens).erase_user]
-            erasures = Erasures(ErasureStore(db), elsewhere, now=utc_now)
+            deletions = DeletionStore(db)
+            erasures = Erasures(ErasureStore(db), elsewhere, receipts=deletions, now=utc_now)
+            receipts = Receipts(mesh_secret(config.keys))
             with closing(Passwords()) as passwords:
                 access_tokens = AccessTokens(signing_keys(config.keys))
                 store, events = AccountStore(db), EventStore(db)
@@ -49,8 +59,19 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                     admin_email=config.admin_email,
                     now=utc_now,
                 )
-                accounts = Accounts(store, events, passwords, sign_ins, deleted=erasures.look, now=utc_now)
+                accounts = Accounts(store, events, passwords, sign_ins, receipts, deleted=erasures.look, now=utc_now)
+                guests = Guests(
+                    GuestStore(db),
+                    store,
+                    sign_ins,
+                    receipts,
+                    lifetime=timedelta(days=config.guest_days),
+                    deleted=erasures.look,
+                    now=utc_now,
+                )
                 servicer = AuthServicer(accounts, known, sign_ins, access_tokens)
                 auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
-                async with erasures.running():
+                guests_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(guests), server)
+                deletions_pb2_grpc.add_DeletionServiceServicer_to_server(DeletionServicer(Deletions(deletions)), server)
+                async with erasures.running(), sweeping(guests.sweep, config.sweep_interval):
                     yield

@@ -17,6 +17,8 @@ class Kind(StrEnum):
     SIGNED_OUT = "signed_out"
     TOKEN_REUSED = "token_reused"  # noqa: S105  # a refresh token that had been replaced came back
     ACCOUNT_DELETED = "account_deleted"
+    GUEST_CREATED = "guest_created"
+    GUEST_SIGNED_UP = "guest_signed_up"
 
 
 @dataclass(frozen=True, kw_only=True)

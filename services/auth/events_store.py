@@ -28,6 +28,14 @@ _INSERT: Final = sa.insert(security_events).values(
 )
 
 
+# What stays of a deleted account's events no longer says from where it was used.
+FORGET_ORIGINS: Final = (
+    sa.update(security_events)
+    .values(ip=sa.literal_column("''"), user_agent=sa.literal_column("''"))
+    .where(security_events.c.account_id == bindparam("account_id"))
+)
+
+
 async def write_event(transaction: Transaction, event: SecurityEvent, now: datetime) -> None:
     """Adds an event to what `transaction` does, with where the call that is being served comes from."""
     call: Call | None = current.get(None)

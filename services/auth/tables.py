@@ -24,6 +24,7 @@ accounts: Final = sa.Table(
     sa.Column("cancel_at_period_end", sa.Boolean),
     sa.Column("create_time", time),
     sa.Column("delete_time", time),
+    sa.Column("is_guest", sa.Boolean),
 )
 
 sign_ins: Final = sa.Table(
@@ -51,6 +52,31 @@ erasures: Final = sa.Table(
     _schema,
     sa.Column("account_id", sa.Uuid, primary_key=True),
     sa.Column("delete_time", time),
+    sa.Column("due_time", time),
+    sa.Column("attempts", sa.Integer),
+)
+
+# What its owner may be told of an account that was deleted.
+deletions: Final = sa.Table(
+    "deletions",
+    _schema,
+    sa.Column("account_id", sa.Uuid, primary_key=True),
+    sa.Column("receipt_digest", sa.LargeBinary),
+    sa.Column("delete_time", time),
+    sa.Column("done_time", time),
+    sa.Column("merged", sa.Boolean),
+    sa.Column("removed", postgresql.JSONB),
+)
+
+# Guests whose things go, or have gone, to an account.
+merges: Final = sa.Table(
+    "merges",
+    _schema,
+    sa.Column("guest_id", sa.Uuid, primary_key=True),
+    sa.Column("account_id", sa.Uuid),
+    sa.Column("tenant_id", sa.Integer),
+    sa.Column("create_time", time),
+    sa.Column("done_time", time),
     sa.Column("due_time", time),
     sa.Column("attempts", sa.Integer),
 )

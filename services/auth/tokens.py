@@ -115,6 +115,7 @@ class AccessTokens:
             "tier": principal.tier,
             "iat": now,
             "exp": now + ACCESS_TOKEN_SECONDS,
+            **({"guest": True} if principal.guest else {}),
         }
         newest = self._keys[0]
         return jwt.encode(claims, newest.private, algorithm="ES256", headers={"kid": newest.kid})

@@ -51,10 +51,14 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Erased:
-    """How many rows an erasure has ended."""
+    """How many rows an erasure has ended, and how many with the calls before."""
 
     uploads: int
     files: int
+    total_uploads: int
+    total_files: int
+    total_bytes: int
+    """Of the files."""
 
 
 class Files:
@@ -177,10 +181,17 @@ class Files:
                         continue
                     is_file = held.upload.status == "completed"
                     await kept(gone(self._blobs, id))
-                    await held.end("deleted" if is_file else "cancelled", self._now())
+                    await held.erase(self._now())
                 files, uploads = files + is_file, uploads + (not is_file)
         await self._store.forget_user(user)
-        return Erased(uploads=uploads, files=files)
+        total_uploads, total_files, total_bytes = await self._store.erased(user)
+        return Erased(
+            uploads=uploads,
+            files=files,
+            total_uploads=total_uploads,
+            total_files=total_files,
+            total_bytes=total_bytes,
+        )
 
 
 def _own(file: Upload | None, caller: Principal, *, also: tuple[str, ...] = ()) -> Upload:

@@ -126,5 +126,4 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         return convert.activity_document(added)
 
     async def EraseUserFiles(self, request: pb.EraseUserFilesRequest, context: Context) -> pb.EraseUserFilesResponse:
-        erased = await self._files.erase(request.user_id)
-        return pb.EraseUserFilesResponse(uploads=erased.uploads, files=erased.files)
+        return convert.erased_response(await self._files.erase(request.user_id))

@@ -91,6 +91,14 @@ _FORGET_ENDED: Final = """
         LIMIT %b FOR UPDATE SKIP LOCKED))"""
 
 
+_COUNT_ERASED: Final = """
+    INSERT INTO uploads.erased AS known (user_id, uploads, files, bytes) VALUES (%b, %b::int4, %b::int4, %b::int8)
+    ON CONFLICT (user_id) DO UPDATE SET
+        uploads = known.uploads + excluded.uploads, files = known.files + excluded.files,
+        bytes = known.bytes + excluded.bytes"""
+_ERASED: Final = "SELECT uploads, files, bytes FROM uploads.erased WHERE user_id = %b"
+
+
 class HeldUpload:
     """An upload inside a transaction that holds it: nobody else can store a chunk of it, or end it, meanwhile."""
 
@@ -108,6 +116,14 @@ class HeldUpload:
         upload = _given(self.upload)
         await self.connection.execute(_END, [status, now, upload.id], prepare=True)
         await self.connection.execute(_FORGET_CHUNKS, [upload.id], prepare=True)
+
+    async def erase(self, now: datetime) -> None:
+        """Ends it since its user is gone, and counts it among what was ended so."""
+        upload = _given(self.upload)
+        is_file = upload.status == "completed"
+        await self.end("deleted" if is_file else "cancelled", now)
+        counts = [int(not is_file), int(is_file), upload.total_size if is_file else 0]
+        await self.connection.execute(_COUNT_ERASED, [upload.user_id, *counts], prepare=True)
 
     async def set_activity(self, data: dict[str, Any]) -> None:
         """Notes what the recording came to."""
@@ -216,6 +232,13 @@ class UploadStore:
         async with self._database.statements() as statements:
             cursor = await statements.connection.execute(_LIVING_OF, [user_id, limit])
             return [row["id"] for row in await cursor.fetchall()]
+
+    async def erased(self, user_id: UUID) -> tuple[int, int, int]:
+        """How many uploads and files were ended since their user is gone, and how many bytes the files had."""
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_ERASED, [user_id], prepare=True)
+            row = await cursor.fetchone()
+        return (row["uploads"], row["files"], row["bytes"]) if row else (0, 0, 0)
 
     async def forget_user(self, user_id: UUID) -> None:
         """Forgets what there was of the user and has ended, and what others were still to be told of it."""
