@@ -115,6 +115,11 @@ class SessionsClient:
         )
         return {"records": dict(response.total_records)}
 
+    async def adopt(self, guest_id: UUID, user_id: UUID, tenant_id: int) -> None:
+        """Moves all records of a guest to an account. Raises grpc.aio.AioRpcError when it is away, or there is more."""
+        request = sync_pb2.AdoptRecordsRequest(guest_id=str(guest_id), user_id=str(user_id), tenant_id=tenant_id)
+        await self._stub.AdoptRecords(request, timeout=ERASE_TIMEOUT, metadata=self._metadata())
+
     async def store_records(
         self, user_id: UUID, tenant_id: int, records: Sequence[RecordToStore]
     ) -> list[StoreReceipt]:
@@ -155,6 +160,14 @@ class UploadsClient:
             metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
         )
         return {"files": response.total_files, "uploads": response.total_uploads, "bytes": response.total_bytes}
+
+    async def adopt(self, guest_id: UUID, user_id: UUID, tenant_id: int) -> None:
+        """Moves all files of a guest to an account. Raises grpc.aio.AioRpcError when it is away, or cannot yet."""
+        await self._stub.AdoptFiles(
+            uploads_pb2.AdoptFilesRequest(guest_id=str(guest_id), user_id=str(user_id), tenant_id=tenant_id),
+            timeout=ERASE_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
 
 
 @asynccontextmanager

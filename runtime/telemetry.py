@@ -33,6 +33,7 @@ LIMITS_LOCAL: Final = Counter(
 SWEPT: Final = Counter("swept_rows", "Rows that were removed since they had grown too old.", ["kind"])
 SWEEP_ERRORS: Final = Counter("sweep_errors", "Sweeps that failed and were left to the next round.", ["kind"])
 ERASURE_ERRORS: Final = Counter("account_erasure_errors", "Attempts to erase a deleted account that failed.")
+MERGE_ERRORS: Final = Counter("guest_merge_errors", "Attempts to move what a guest has to an account that failed.")
 OUTBOX_RECORDS: Final = Counter(
     "outbox_records", "Records that were handed to the sessions service, by what became of them.", ["status"]
 )

@@ -29,6 +29,8 @@ from services.auth.events_store import EventStore
 from services.auth.guests_domain import Guests
 from services.auth.guests_servicer import GuestServicer
 from services.auth.guests_store import GuestStore
+from services.auth.merges_domain import Merges
+from services.auth.merges_store import MergeStore
 from services.auth.passwords import Passwords, commonest
 from services.auth.sign_ins_domain import SignIns
 from services.auth.sign_ins_store import SignInStore
@@ -43,7 +45,8 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         tokens = ServiceTokens(mesh_secret(config.keys), "auth")
         async with channel(config.sessions_address) as sessions, channel(config.uploads_address) as uploads:
             # Files first: whatever they still have to tell of themselves finds its user's records ended.
-            elsewhere = [UploadsClient(uploads, tokens).erase_user, SessionsClient(sessions, tokens).erase_user]
+            files, records = UploadsClient(uploads, tokens), SessionsClient(sessions, tokens)
+            elsewhere = [files.erase_user, records.erase_user]
             deletions = DeletionStore(db)
             erasures = Erasures(ErasureStore(db), elsewhere, receipts=deletions, now=utc_now)
             receipts = Receipts(mesh_secret(config.keys))
@@ -69,9 +72,19 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                     deleted=erasures.look,
                     now=utc_now,
                 )
+                # Files first and once more: what was told of them in the guest's feed moves with it, and the ends of
+                # those that were removed meanwhile are then told to the account, which now has their records.
+                merges = Merges(
+                    MergeStore(db),
+                    access_tokens,
+                    receipts,
+                    [files.adopt, records.adopt, files.adopt],
+                    deleted=erasures.look,
+                    now=utc_now,
+                )
                 servicer = AuthServicer(accounts, known, sign_ins, access_tokens)
                 auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
-                guests_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(guests), server)
+                guests_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(guests, merges), server)
                 deletions_pb2_grpc.add_DeletionServiceServicer_to_server(DeletionServicer(Deletions(deletions)), server)
-                async with erasures.running(), sweeping(guests.sweep, config.sweep_interval):
+                async with erasures.running(), merges.running(), sweeping(guests.sweep, config.sweep_interval):
                     yield

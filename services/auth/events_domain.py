@@ -18,6 +18,7 @@ class Kind(StrEnum):
     TOKEN_REUSED = "token_reused"  # noqa: S105  # a refresh token that had been replaced came back
     ACCOUNT_DELETED = "account_deleted"
     GUEST_CREATED = "guest_created"
+    GUEST_MERGED = "guest_merged"
     GUEST_SIGNED_UP = "guest_signed_up"
 
 

@@ -193,6 +193,22 @@ class Files:
             total_bytes=total_bytes,
         )
 
+    async def adopt(self, guest_id: str, user_id: str, tenant_id: int) -> int:
+        """Makes a guest's files and uploads an account's, whatever its quota; may be repeated. Returns how many.
+
+        Raises Failure: FIELD_MISSING, FIELD_INVALID; UNAVAILABLE while the guest's feed lacks some of them.
+        """
+        guest, user = UUID(parse_uuid("guest_id", guest_id)), UUID(parse_uuid("user_id", user_id))
+        if guest == user:
+            raise invalid("guest_id", "must not be the account itself")
+        if tenant_id < 1:
+            raise invalid("tenant_id", "must be 1 or more")
+        moved, told = await self._store.adopt(guest, user, tenant_id, domain=DOMAIN, now=self._now())
+        self._look()
+        if not told:
+            raise Failure(Reason.UNAVAILABLE, "Not all was told of the guest yet.", retry_after=1)
+        return moved
+
 
 def _own(file: Upload | None, caller: Principal, *, also: tuple[str, ...] = ()) -> Upload:
     if file is None or file.status not in ("completed", *also):

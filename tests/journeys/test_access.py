@@ -113,7 +113,10 @@ EXPECTED = {
     "/satchel.uploads.v1.UploadService/EraseUserFiles": SERVICES,
     "/satchel.health.v1.HealthService/CheckMesh": OPEN,
     "/satchel.auth.v1.GuestService/CreateGuest": OPEN,
+    "/satchel.auth.v1.GuestService/MergeGuest": USERS,
     "/satchel.auth.v1.DeletionService/GetDeletion": OPEN,
+    "/satchel.sessions.v1.SyncService/AdoptRecords": SERVICES,
+    "/satchel.uploads.v1.UploadService/AdoptFiles": SERVICES,
 }
 ACCESS = {
     options.ACCESS_PUBLIC: (OPEN,),
@@ -180,6 +183,10 @@ def request_for(method: str) -> Message:
         **{name: {"file_id": str(uuid4())} for name in ("CreateSignedUrl", "DeleteFile")},
         **{name: {"name": f"{uuid4()}.txt"} for name in ("GetFile", "HeadFile")},
         "GetDeletion": {"receipt_id": "del_x"},
+        **{
+            name: {"guest_id": str(uuid4()), "user_id": str(uuid4()), "tenant_id": 1}
+            for name in ("AdoptRecords", "AdoptFiles")
+        },
         "EraseUserFiles": {"user_id": str(uuid4())},
     }.get(method.rpartition("/")[2], {})
     return json_format.ParseDict(content, request)
