@@ -9,7 +9,7 @@ from typing import Final
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from satchel.auth.v1 import auth_pb2, deletions_pb2, guests_pb2
+from satchel.auth.v1 import auth_pb2, deletions_pb2, exports_pb2, guests_pb2
 from satchel.health.v1 import health_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import (
@@ -28,6 +28,7 @@ FILES: Final = (
     auth_pb2,
     guests_pb2,
     deletions_pb2,
+    exports_pb2,
     exercise_sessions_pb2,
     puzzle_sessions_pb2,
     device_sessions_pb2,

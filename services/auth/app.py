@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 
 import grpc
-from satchel.auth.v1 import auth_pb2_grpc, deletions_pb2_grpc, guests_pb2_grpc
+from satchel.auth.v1 import auth_pb2_grpc, deletions_pb2_grpc, exports_pb2_grpc, guests_pb2_grpc
 
 from runtime.clock import utc_now
 from runtime.config import Config
@@ -26,6 +26,9 @@ from services.auth.deletions_store import DeletionStore
 from services.auth.erasures_domain import Erasures
 from services.auth.erasures_store import ErasureStore
 from services.auth.events_store import EventStore
+from services.auth.exports_domain import Exports
+from services.auth.exports_servicer import ExportServicer
+from services.auth.exports_store import ExportStore
 from services.auth.guests_domain import Guests
 from services.auth.guests_servicer import GuestServicer
 from services.auth.guests_store import GuestStore
@@ -86,5 +89,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
                 auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, server)
                 guests_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(guests, merges), server)
                 deletions_pb2_grpc.add_DeletionServiceServicer_to_server(DeletionServicer(Deletions(deletions)), server)
+                exports = Exports(ExportStore(db), known.account, records.export, files.files, now=utc_now)
+                exports_pb2_grpc.add_ExportServiceServicer_to_server(ExportServicer(exports), server)
                 async with erasures.running(), merges.running(), sweeping(guests.sweep, config.sweep_interval):
                     yield

@@ -115,6 +115,7 @@ EXPECTED = {
     "/satchel.auth.v1.GuestService/CreateGuest": OPEN,
     "/satchel.auth.v1.GuestService/MergeGuest": USERS,
     "/satchel.auth.v1.DeletionService/GetDeletion": OPEN,
+    "/satchel.auth.v1.ExportService/ExportAccount": USERS,
     "/satchel.sessions.v1.SyncService/AdoptRecords": SERVICES,
     "/satchel.uploads.v1.UploadService/AdoptFiles": SERVICES,
 }
