@@ -231,7 +231,7 @@ BODIES = {
     ),
 }
 # What they hold may be left out as a whole.
-MAY_BE_EMPTY = ("SignOut", "CreateSignedUrl")
+MAY_BE_EMPTY = ("SignOut", "CreateSignedUrl", "CreateGuest")
 
 
 @dataclass(frozen=True)
