@@ -25,6 +25,8 @@ class Principal:
     tier: str
     issuer: str = ""
     """Who issued the token, where that was not us: the account may be one that we have never heard of."""
+    guest: bool = False
+    """Whether it is an account without any way in but its sign-ins; when the token was made, it was."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,8 @@ class Config(BaseSettings):
 
     admin_email: str = ""
     """The account with this e-mail is administrator of its tenant."""
+    guest_days: int = Field(90, ge=1)
+    """Days after which a guest who has not been back is deleted."""
 
     auth_address: str = "127.0.0.1:7101"
     sessions_address: str = "127.0.0.1:7102"

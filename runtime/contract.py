@@ -11,8 +11,11 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from satchel.auth.v1 import (
     auth_pb2,
+    deletions_pb2,
     devices_pb2,
     emails_pb2,
+    exports_pb2,
+    guests_pb2,
     passwords_pb2,
     second_factors_pb2,
     security_events_pb2,
@@ -42,6 +45,9 @@ FILES: Final = (
     emails_pb2,
     subscriptions_pb2,
     second_factors_pb2,
+    guests_pb2,
+    deletions_pb2,
+    exports_pb2,
     exercise_sessions_pb2,
     puzzle_sessions_pb2,
     device_sessions_pb2,

@@ -210,6 +210,7 @@ class Reason(Enum):
     SECOND_FACTOR_ENABLED = _same(
         StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "The account has a second factor already."
     )
+    NOT_A_GUEST = _same(StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "This is no guest, or none any more.")
     RATE_LIMITED = Row(
         StatusCode.RESOURCE_EXHAUSTED,
         429,

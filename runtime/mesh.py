@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
@@ -24,6 +25,9 @@ CALL_TIMEOUT: Final = 2.0
 ERASE_TIMEOUT: Final = 30.0
 # The sessions service may wait some seconds for the user's feed while a phone pushes much.
 STORE_TIMEOUT: Final = 10.0
+# However long a phone takes to read all it has.
+EXPORT_TIMEOUT: Final = 3600.0
+FILES_PER_PAGE: Final = 1000
 # An ended sign-in must be known everywhere within a second.
 REVOCATION_INTERVAL: Final = 0.5
 CHANNEL_OPTIONS: Final = (
@@ -107,13 +111,38 @@ class SessionsClient:
         self._stub = sync_pb2_grpc.SyncServiceStub(opened)
         self._tokens = tokens
 
-    async def erase_user(self, user_id: UUID) -> None:
-        """Erases all that a user has there. Raises grpc.aio.AioRpcError when it is away, or when there is more."""
-        await self._stub.EraseUser(
+    async def erase_user(self, user_id: UUID) -> dict[str, Any]:
+        """Erases all that a user has there; returns what was erased in all, this time and before.
+
+        Raises grpc.aio.AioRpcError when it is away, or when there is more.
+        """
+        response = await self._stub.EraseUser(
             sync_pb2.EraseUserRequest(user_id=str(user_id)),
             timeout=ERASE_TIMEOUT,
             metadata=self._metadata(),
         )
+        return {"records": dict(response.total_records)}
+
+    async def export(self, authorization: str) -> AsyncGenerator[bytes]:
+        """The export of records of whoever the token in `authorization` speaks for, in pieces of whole lines.
+
+        Raises Failure: UNAVAILABLE, RATE_LIMITED; grpc.aio.AioRpcError when it does not take the call.
+        """
+        call = self._stub.ExportRecords(
+            sync_pb2.ExportRecordsRequest(), timeout=EXPORT_TIMEOUT, metadata=(("authorization", authorization),)
+        )
+        try:
+            async for piece in call:
+                yield piece.data
+        except grpc.aio.AioRpcError as error:
+            raise _refusal(error) from error
+        finally:
+            call.cancel()
+
+    async def adopt(self, guest_id: UUID, user_id: UUID, tenant_id: int) -> None:
+        """Moves all records of a guest to an account. Raises grpc.aio.AioRpcError when it is away, or there is more."""
+        request = sync_pb2.AdoptRecordsRequest(guest_id=str(guest_id), user_id=str(user_id), tenant_id=tenant_id)
+        await self._stub.AdoptRecords(request, timeout=ERASE_TIMEOUT, metadata=self._metadata())
 
     async def store_records(
         self, user_id: UUID, tenant_id: int, records: Sequence[RecordToStore]
@@ -144,13 +173,51 @@ class UploadsClient:
         self._stub = uploads_pb2_grpc.UploadServiceStub(opened)
         self._tokens = tokens
 
-    async def erase_user(self, user_id: UUID) -> None:
-        """Ends all files of a user. Raises grpc.aio.AioRpcError when it is away, or when there is more."""
-        await self._stub.EraseUserFiles(
+    async def erase_user(self, user_id: UUID) -> dict[str, Any]:
+        """Ends all files of a user; returns what was ended in all, this time and before.
+
+        Raises grpc.aio.AioRpcError when it is away, or when there is more.
+        """
+        response = await self._stub.EraseUserFiles(
             uploads_pb2.EraseUserFilesRequest(user_id=str(user_id)),
             timeout=ERASE_TIMEOUT,
             metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
         )
+        return {"files": response.total_files, "uploads": response.total_uploads, "bytes": response.total_bytes}
+
+    async def files(self, authorization: str, page_token: str) -> tuple[list[dict[str, Any]], str]:
+        """A page of the files of whoever the token in `authorization` speaks for, and the token of the next page.
+
+        Raises Failure: UNAVAILABLE, RATE_LIMITED; grpc.aio.AioRpcError when it does not take the call.
+        """
+        request = uploads_pb2.ListFilesRequest(page_size=FILES_PER_PAGE, page_token=page_token)
+        metadata = (("authorization", authorization),)
+        try:
+            response = await self._stub.ListFiles(request, timeout=STORE_TIMEOUT, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _refusal(error) from error
+        shown = [
+            {**MessageToDict(one, preserving_proto_field_name=True), "file_size": int(one.file_size)}
+            for one in response.files
+        ]
+        return shown, response.next_page_token
+
+    async def adopt(self, guest_id: UUID, user_id: UUID, tenant_id: int) -> None:
+        """Moves all files of a guest to an account. Raises grpc.aio.AioRpcError when it is away, or cannot yet."""
+        await self._stub.AdoptFiles(
+            uploads_pb2.AdoptFilesRequest(guest_id=str(guest_id), user_id=str(user_id), tenant_id=tenant_id),
+            timeout=ERASE_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> Exception:
+    """What another service's refusal comes to for the phone that is behind the call."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return Failure(Reason.UNAVAILABLE, retry_after=1)
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Failure(Reason.RATE_LIMITED, retry_after=60)
+    return error
 
 
 @asynccontextmanager

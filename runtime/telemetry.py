@@ -38,6 +38,7 @@ FOREIGN_BLOBS: Final = Gauge(
 ERASURE_ERRORS: Final = Counter("account_erasure_errors", "Attempts to erase a deleted account that failed.")
 MAILS: Final = Counter("mails", "Mail that is done with, by what became of it.", ["kind", "outcome"])
 MAIL_ERRORS: Final = Counter("mail_errors", "Attempts to send a mail that failed and are repeated.")
+MERGE_ERRORS: Final = Counter("guest_merge_errors", "Attempts to move what a guest has to an account that failed.")
 OUTBOX_RECORDS: Final = Counter(
     "outbox_records", "Records that were handed to the sessions service, by what became of them.", ["status"]
 )

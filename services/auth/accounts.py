@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
@@ -11,6 +12,8 @@ from email_validator import EmailNotValidError, validate_email
 from runtime.call import Role
 from runtime.errors import invalid, missing
 from runtime.tiers import FREE_TIER
+
+DEFAULT_TENANT: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,9 @@ class Subscription:
         return replace(self, tier=FREE_TIER, status="expired", cancel_at_period_end=False)
 
 
+NO_SUBSCRIPTION: Final = Subscription(tier=FREE_TIER, status="inactive", end_time=None, cancel_at_period_end=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Account:
     """Somebody who can sign in."""
@@ -43,6 +49,8 @@ class Account:
     subscription: Subscription
     email_verify_time: datetime | None = None
     """When somebody proved to own the address; None: nobody has."""
+    is_guest: bool = False
+    """Whether it has no way in but its sign-ins."""
 
     def at(self, now: datetime) -> Account:
         """The account with the expiry of its subscription judged at `now`."""

@@ -11,6 +11,7 @@ from satchel.auth.v1 import auth_pb2
 
 from runtime.clock import format_time, to_timestamp
 from services.auth.accounts import Account, Subscription
+from services.auth.deletions_domain import Deleted
 from services.auth.sign_ins_domain import Tokens
 
 
@@ -21,6 +22,7 @@ def user_to_pb(account: Account) -> auth_pb2.User:
         email=account.email,
         tier=account.subscription.tier,
         created_at=to_timestamp(account.create_time),
+        is_guest=account.is_guest,
     )
 
 
@@ -44,12 +46,15 @@ def me_response(account: Account) -> auth_pb2.GetMeResponse:
         subscription_expires_at=_time_or_null(account.subscription.end_time),
         created_at=to_timestamp(account.create_time),
         email_verified=account.email_verify_time is not None,
+        is_guest=account.is_guest,
     )
 
 
-def delete_response(account_id: UUID, delete_time: datetime) -> auth_pb2.DeleteMeResponse:
+def delete_response(deleted: Deleted) -> auth_pb2.DeleteMeResponse:
     """What is left of an account."""
-    return auth_pb2.DeleteMeResponse(id=str(account_id), deleted_at=to_timestamp(delete_time))
+    return auth_pb2.DeleteMeResponse(
+        id=str(deleted.account_id), deleted_at=to_timestamp(deleted.delete_time), receipt_id=deleted.receipt_id
+    )
 
 
 def subscription_response(subscription: Subscription) -> auth_pb2.GetSubscriptionStatusResponse:

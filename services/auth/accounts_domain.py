@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 from runtime.call import Principal
 from runtime.coalesce import Coalesced
 from runtime.errors import Failure, Reason, invalid, missing
-from runtime.tiers import FREE_TIER
-from services.auth.accounts import Account, Subscription, parse_email
+from services.auth.accounts import DEFAULT_TENANT, NO_SUBSCRIPTION, Account, parse_email
+from services.auth.deletions_domain import Deleted, Receipts
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.passwords import Passwords, check_password
 from services.auth.sign_ins_domain import Device, SignIns, Tokens, check_device_name
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from services.auth.attempts_domain import Guard
     from services.auth.events_store import EventStore
 
-DEFAULT_TENANT: Final = 1
 BY_PASSWORD: Final = "password"  # noqa: S105  # the name of a method
 
 
@@ -61,6 +60,7 @@ class Accounts:
         passwords: Passwords,
         sign_ins: SignIns,
         guard: Guard,
+        receipts: Receipts,
         *,
         deleted: Callable[[], None],
         now: Callable[[], datetime],
@@ -71,23 +71,31 @@ class Accounts:
         self._passwords = passwords
         self._sign_ins = sign_ins
         self._guard = guard
+        self._receipts = receipts
         self._deleted = deleted
         self._now = now
 
-    async def sign_up(self, *, email: str, password: str, tenant_id: int, device: Device) -> tuple[Account, Tokens]:
-        """A new account, signed in. Raises Failure: FIELD_MISSING, FIELD_INVALID, EMAIL_REGISTERED."""
+    async def sign_up(
+        self, *, email: str, password: str, tenant_id: int, device: Device, caller: Principal | None = None
+    ) -> tuple[Account, Tokens]:
+        """A new account, signed in; for a guest who calls, the guest's own.
+
+        Raises Failure: FIELD_MISSING, FIELD_INVALID, EMAIL_REGISTERED, NOT_A_GUEST.
+        """
         address = parse_email(email)
         check_password(password, email=address)
         if tenant_id < 0:
             raise invalid("tenant_id", "must be 1 or more")
         check_device_name(device.name)
+        if caller is not None and caller.guest:
+            return await self._sign_up_guest(caller, address, password, tenant_id, device)
         account = Account(
             id=uuid4(),
             email=address,
             tenant_id=tenant_id or DEFAULT_TENANT,
             role="user",
             create_time=self._now(),
-            subscription=Subscription(tier=FREE_TIER, status="inactive", end_time=None, cancel_at_period_end=False),
+            subscription=NO_SUBSCRIPTION,
         )
         password_hash = await self._passwords.hash(password)
         sign_in, tokens = self._sign_ins.prepare(account, device, BY_PASSWORD)
@@ -96,6 +104,29 @@ class Accounts:
         )
         await self._store.create(account, password_hash, sign_in, event)
         return account, tokens
+
+    async def _sign_up_guest(
+        self, guest: Principal, address: str, password: str, tenant_id: int, device: Device
+    ) -> tuple[Account, Tokens]:
+        if tenant_id not in (0, guest.tenant_id):
+            raise invalid("tenant_id", "must be the guest's")
+        event = SecurityEvent(
+            kind=Kind.GUEST_SIGNED_UP,
+            account_id=guest.user_id,
+            sign_in_id=guest.sign_in_id,
+            detail={"method": BY_PASSWORD},
+        )
+        password_hash = await self._passwords.hash(password)
+        try:
+            account = await self._store.upgrade(guest.user_id, address, password_hash, self._now(), event)
+        except Failure as failure:
+            # A phone that did not hear the answer comes again; its access token still says guest.
+            found = await self._store.account_by_email(address)
+            repeated = failure.reason is Reason.NOT_A_GUEST and found is not None and found[0].id == guest.user_id
+            if not repeated or found is None or not await self._passwords.verify(found[1], password):
+                raise
+            account = found[0].at(self._now())
+        return account, await self._sign_ins.begin(account, device, BY_PASSWORD)
 
     async def sign_in(self, *, email: str, password: str, code: str, device: Device) -> tuple[Account, Tokens]:
         """A new sign-in.
@@ -123,12 +154,14 @@ class Accounts:
         account = found[0].at(self._now())
         return account, await self._sign_ins.begin(account, device, BY_PASSWORD, password_hash=found[1], code=code)
 
-    async def delete(self, caller: Principal) -> datetime:
-        """Ends the caller's account and all its sign-ins; returns when, also the second time."""
+    async def delete(self, caller: Principal) -> Deleted:
+        """Ends the caller's account and all its sign-ins; tells when, also the second time."""
         event = SecurityEvent(kind=Kind.ACCOUNT_DELETED, account_id=caller.user_id, sign_in_id=caller.sign_in_id)
         if caller.issuer:
             # What they have here may all be in other services.
             await self._store.create_foreign(caller.user_id, caller.tenant_id, caller.issuer, self._now())
-        delete_time = await self._store.delete(caller.user_id, self._now(), event)
+        receipt_digest = self._receipts.digest_of(caller.user_id)
+        delete_time = await self._store.delete(caller.user_id, self._now(), receipt_digest, event)
         self._deleted()
-        return delete_time
+        receipt_id = self._receipts.id_of(caller.user_id)
+        return Deleted(account_id=caller.user_id, delete_time=delete_time, receipt_id=receipt_id)

@@ -7,11 +7,12 @@ from typing import Any
 from grpc.aio import ServicerContext
 from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
 
-from runtime.call import current, principal
+from runtime.call import principal, principal_if_any
 from runtime.clock import from_timestamp
 from services.auth import accounts_convert as convert
 from services.auth.accounts_domain import Accounts, KnownAccounts
-from services.auth.sign_ins_domain import MAX_DEVICE_NAME_CHARS, Device, SignIns, device_key
+from services.auth.devices import device_of
+from services.auth.sign_ins_domain import SignIns
 from services.auth.tokens import AccessTokens
 
 Context = ServicerContext[Any, Any]
@@ -34,6 +35,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             password=request.password,
             tenant_id=request.tenant_id,
             device=device_of(request.device_name),
+            caller=principal_if_any(),
         )
         return convert.sign_up_response(account, tokens)
 
@@ -58,8 +60,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         return convert.me_response(await self._known.of(principal()))
 
     async def DeleteMe(self, request: auth_pb2.DeleteMeRequest, context: Context) -> auth_pb2.DeleteMeResponse:
-        caller = principal()
-        return convert.delete_response(caller.user_id, await self._accounts.delete(caller))
+        return convert.delete_response(await self._accounts.delete(principal()))
 
     async def GetSubscriptionStatus(
         self, request: auth_pb2.GetSubscriptionStatusRequest, context: Context
@@ -76,14 +77,3 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         since = from_timestamp("since", request.since) if request.HasField("since") else None
         deleted = await self._known.deleted_elsewhere(since)
         return convert.revoked_response(*await self._sign_ins.revoked_since(since), deleted)
-
-
-def device_of(name: str) -> Device:
-    """Where the call that is being served comes from, under the name that it gives itself."""
-    call = current.get()
-    return Device(
-        name=name or call.user_agent[:MAX_DEVICE_NAME_CHARS],
-        ip=call.client_ip,
-        user_agent=call.user_agent,
-        key=device_key(call.metadata.get("x-device-id", "")),
-    )

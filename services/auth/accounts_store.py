@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
@@ -15,13 +16,20 @@ from runtime.database import Database, Row, Transaction
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
 from services.auth.codes_store import forget_codes_and_mails
+from services.auth.deletions_store import write_deletion
 from services.auth.events_domain import SecurityEvent
-from services.auth.events_store import forget_events, write_event
-from services.auth.second_factors_store import forget_second_factor
+from services.auth.events_store import FORGET as FORGET_EVENTS
+from services.auth.events_store import write_event
 from services.auth.sign_ins_domain import SignIn
-from services.auth.sign_ins_store import end_and_forget_sign_ins, write_sign_in
-from services.auth.subscriptions_store import forget_subscription_events
-from services.auth.tables import accounts, erasures, identities, time
+from services.auth.sign_ins_store import END_AND_FORGET, write_sign_in
+from services.auth.subscriptions_store import FORGET_OF_ACCOUNT
+from services.auth.tables import accounts, erasures, identities, recovery_codes, second_factors, time
+
+
+def emptied(table: sa.Table) -> sa.Delete:
+    """The statement that removes an account's rows of a table with an account_id."""
+    return sa.delete(table).where(table.c.account_id == bindparam("account_id"))
+
 
 _now: Final = bindparam("now", type_=time)
 
@@ -57,7 +65,6 @@ _INSERT_FOREIGN: Final = (
 _DELETED_FOREIGN: Final = sa.select(accounts.c.id).where(
     accounts.c.issuer != sa.literal_column("''"), accounts.c.delete_time >= bindparam("since", type_=time)
 )
-_FORGET_IDENTITIES: Final = sa.delete(identities).where(identities.c.account_id == bindparam("account_id"))
 _ACCOUNT_BY_EMAIL: Final = sa.select(*accounts.c).where(accounts.c.email == bindparam("email"))
 _ACCOUNTS_BY_ID: Final = sa.select(*_ACCOUNT).where(
     accounts.c.id == sa.any_(bindparam("ids", type_=postgresql.ARRAY(sa.Uuid))), accounts.c.delete_time.is_(None)
@@ -78,7 +85,31 @@ _DELETE: Final = (
     .where(accounts.c.id == bindparam("account_id"), accounts.c.delete_time.is_(None))
     .returning(accounts.c.delete_time)
 )
+_UPGRADE: Final = (
+    sa.update(accounts)
+    .values(email=bindparam("email"), password_hash=bindparam("password_hash"), is_guest=sa.false())
+    .where(accounts.c.id == bindparam("id"), accounts.c.is_guest, accounts.c.delete_time.is_(None))
+    .returning(*_ACCOUNT)
+)
 _DELETED: Final = sa.select(accounts.c.delete_time).where(accounts.c.id == bindparam("account_id"))
+# Everything else that hangs on an account, by what its receipt calls it: emptied in the transaction that deletes the
+# account, with account_id and now given, and counted. A new table is one more line here: "name": emptied(table).
+OWNED: Final[Mapping[str, sa.UpdateBase]] = {
+    "sign_ins": END_AND_FORGET,
+    "identities": emptied(identities),
+    "second_factors": emptied(second_factors),
+    "recovery_codes": emptied(recovery_codes),
+    "subscription_events": FORGET_OF_ACCOUNT,
+    "security_events": FORGET_EVENTS,
+}
+# Tables with an account_id that outlive the account, each with the reason.
+KEPT: Final[Mapping[str, str]] = {
+    "codes": "emptied before the others, with what is known by the address alone",
+    "mails": "the same",
+    "erasures": "what is still to be erased elsewhere",
+    "deletions": "the receipt, which says nothing of whose account it was",
+    "merges": "two ids, for a guest's things that are still on their way and for who asks again",
+}
 _INSERT_ERASURE: Final = sa.insert(erasures).values(
     account_id=bindparam("account_id"), delete_time=_now, due_time=_now, attempts=sa.literal_column("0")
 )
@@ -99,8 +130,55 @@ async def write_account(transaction: Transaction, account: Account, password_has
         subscription_end_time=account.subscription.end_time,
         cancel_at_period_end=account.subscription.cancel_at_period_end,
         create_time=account.create_time,
+        is_guest=account.is_guest,
     )
     return row is not None
+
+
+async def delete_account(
+    transaction: Transaction,
+    account_id: UUID,
+    now: datetime,
+    receipt_digest: bytes,
+    event: SecurityEvent,
+    *,
+    merged: bool = False,
+) -> bool:
+    """Adds to what `transaction` does that an account ends with all that hangs on it; False: it has ended before.
+
+    Its erasure elsewhere is listed with it, except for a guest that was `merged`: what it has goes elsewhere first.
+    """
+    await forget_codes_and_mails(transaction, account_id)
+    if await transaction.one(_DELETE, account_id=account_id, now=now) is None:
+        return False
+    removed = {
+        name: await transaction.execute(statement, account_id=account_id, now=now) for name, statement in OWNED.items()
+    }
+    await write_deletion(
+        transaction, account_id, receipt_digest=receipt_digest, delete_time=now, removed=removed, merged=merged
+    )
+    if not merged:
+        await list_erasure(transaction, account_id, now)
+    await write_event(transaction, event, now)
+    return True
+
+
+async def list_erasure(transaction: Transaction, account_id: UUID, now: datetime) -> None:
+    """Adds to what `transaction` does that everything of a deleted account is to be erased elsewhere, from `now` on."""
+    await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
+
+
+async def upgrade_guest(transaction: Transaction, guest_id: UUID, email: str, password_hash: str) -> Account:
+    """Adds to what `transaction` does that a guest becomes an account with this address; both may be empty.
+
+    Raises Failure: NOT_A_GUEST, INVALID_TOKEN when it is gone; psycopg.errors.UniqueViolation for another's address,
+    and then the transaction is lost.
+    """
+    row = await transaction.one(_UPGRADE, id=guest_id, email=email or None, password_hash=password_hash)
+    if row is None:
+        known = await transaction.one(_ACCOUNTS_BY_ID, ids=[guest_id])
+        raise Failure(Reason.NOT_A_GUEST if known else Reason.INVALID_TOKEN)
+    return account_of_row(row)
 
 
 class AccountStore:
@@ -117,26 +195,29 @@ class AccountStore:
             await write_sign_in(transaction, sign_in)
             await write_event(transaction, event, account.create_time)
 
-    async def delete(self, account_id: UUID, now: datetime, event: SecurityEvent) -> datetime:
+    async def upgrade(
+        self, guest_id: UUID, email: str, password_hash: str, now: datetime, event: SecurityEvent
+    ) -> Account:
+        """Makes a guest an account. Raises Failure: EMAIL_REGISTERED, NOT_A_GUEST, INVALID_TOKEN when it is gone."""
+        try:
+            async with self._database.transaction() as transaction:
+                account = await upgrade_guest(transaction, guest_id, email, password_hash)
+                await write_event(transaction, event, now)
+        except psycopg.errors.UniqueViolation:
+            raise Failure(Reason.EMAIL_REGISTERED) from None
+        return account
+
+    async def delete(self, account_id: UUID, now: datetime, receipt_digest: bytes, event: SecurityEvent) -> datetime:
         """Deletes an account, ends its sign-ins and lists its erasure elsewhere; returns when it was deleted first.
 
         Raises Failure(INVALID_TOKEN) when there never was such an account.
         """
         async with self._database.transaction() as transaction:
-            await forget_codes_and_mails(transaction, account_id)
-            deleted = await transaction.one(_DELETE, account_id=account_id, now=now)
-            if deleted is None:
+            if not await delete_account(transaction, account_id, now, receipt_digest, event):
                 before = await transaction.one(_DELETED, account_id=account_id)
                 if before is None:
                     raise Failure(Reason.INVALID_TOKEN)
                 return before["delete_time"]  # type: ignore[no-any-return]  # a column of times
-            await end_and_forget_sign_ins(transaction, account_id, now)
-            await transaction.execute(_FORGET_IDENTITIES, account_id=account_id)
-            await forget_subscription_events(transaction, account_id)
-            await forget_second_factor(transaction, account_id)
-            await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
-            await write_event(transaction, event, now)
-            await forget_events(transaction, account_id)
         return now
 
     async def create_foreign(self, account_id: UUID, tenant_id: int, issuer: str, now: datetime) -> None:
@@ -179,4 +260,5 @@ def account_of_row(row: Row) -> Account:
             cancel_at_period_end=row["cancel_at_period_end"],
         ),
         email_verify_time=row["email_verify_time"],
+        is_guest=row["is_guest"],
     )

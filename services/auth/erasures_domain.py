@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from runtime.identity import ACCESS_TOKEN_SECONDS
@@ -14,6 +14,7 @@ from runtime.rounds import Rounds, pause_after
 from runtime.telemetry import ERASURE_ERRORS, logger
 
 if TYPE_CHECKING:
+    from services.auth.deletions_store import DeletionStore
     from services.auth.erasures_store import ErasureStore
 
 # After so long a replica that has taken an erasure up is believed to be gone; longer than any attempt.
@@ -39,12 +40,17 @@ class Erasures:
     def __init__(
         self,
         store: ErasureStore,
-        elsewhere: Sequence[Callable[[UUID], Awaitable[None]]],
+        elsewhere: Sequence[Callable[[UUID], Awaitable[Mapping[str, Any]]]],
         *,
+        receipts: DeletionStore,
         now: Callable[[], datetime],
     ) -> None:
-        """Each of `elsewhere` ends everything of a user in one other service; it may be repeated."""
+        """Each of `elsewhere` ends everything of a user in one other service; it may be repeated.
+
+        It answers what it has ended in all, this time and before; `receipts` are told.
+        """
         self._store = store
+        self._receipts = receipts
         self._elsewhere = elsewhere
         self._now = now
         self._rounds = Rounds(self.carry_out, name="carry out erasures")
@@ -59,7 +65,8 @@ class Erasures:
             began = self._now()
             try:
                 for erase in self._elsewhere:
-                    await erase(erasure.account_id)
+                    await self._receipts.note(erasure.account_id, await erase(erasure.account_id))
+                await self._receipts.done(erasure.account_id, self._now())
             except Exception as error:  # whatever it was, it is tried again until it is done
                 ERASURE_ERRORS.inc()
                 logger().warning("cannot erase yet", user=erasure.account_id, error=repr(error))

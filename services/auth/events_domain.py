@@ -46,6 +46,9 @@ class Kind(StrEnum):
     SECOND_FACTOR_FAILED = "second_factor_failed"
     RECOVERY_CODE_USED = "recovery_code_used"
     RECOVERY_CODES_RENEWED = "recovery_codes_renewed"
+    GUEST_CREATED = "guest_created"
+    GUEST_MERGED = "guest_merged"
+    GUEST_SIGNED_UP = "guest_signed_up"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ _FOLD: Final = _INSERT.on_conflict_do_update(
     set_={"count": security_events.c.count + sa.literal_column("1")},
 )
 # What is left says that it happened, and nothing of who it was or from where.
-_FORGET: Final = (
+FORGET: Final = (
     sa.update(security_events)
     .values(
         ip=sa.literal_column("''"),
@@ -62,11 +62,6 @@ _FORGET: Final = (
 async def write_event(transaction: Transaction, event: SecurityEvent, now: datetime) -> None:
     """Adds an event to what `transaction` does, with where the call that is being served comes from."""
     await _write(transaction, _INSERT, event, now, fold_key=None)
-
-
-async def forget_events(transaction: Transaction, account_id: UUID) -> None:
-    """Adds to what `transaction` does that the account's events no longer say who it was and from where."""
-    await transaction.execute(_FORGET, account_id=account_id)
 
 
 async def _write(
@@ -116,10 +111,11 @@ class EventStore:
         async with self._database.statements() as statements:
             await _write(statements, _FOLD, event, now, fold_key=key)
 
-    async def forget(self, account_id: UUID) -> None:
-        """No event of the account says any more who it was and from where."""
+    async def forget(self, account_id: UUID) -> dict[str, int]:
+        """No event of the account says any more who it was and from where; nothing of it is counted again."""
         async with self._database.transaction() as transaction:
-            await forget_events(transaction, account_id)
+            await transaction.execute(FORGET, account_id=account_id)
+        return {}
 
     async def page(
         self,

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 
 from runtime.call import Principal
 from runtime.errors import Failure, Reason, invalid
-from services.auth.accounts import FREE_TIER, Account, Subscription
-from services.auth.accounts_domain import DEFAULT_TENANT, KnownAccounts
+from services.auth.accounts import DEFAULT_TENANT, NO_SUBSCRIPTION, Account
+from services.auth.accounts_domain import KnownAccounts
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.identities import Identity, method_of
 from services.auth.providers import MAX_NAME_CHARS, Providers

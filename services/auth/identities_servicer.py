@@ -9,7 +9,7 @@ from satchel.auth.v1 import sso_pb2, sso_pb2_grpc
 
 from runtime.call import principal
 from services.auth import identities_convert as convert
-from services.auth.accounts_servicer import device_of
+from services.auth.devices import device_of
 from services.auth.identities_domain import Identities
 
 Context = ServicerContext[Any, Any]

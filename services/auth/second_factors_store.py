@@ -223,12 +223,6 @@ class SecondFactorStore:
         return True
 
 
-async def forget_second_factor(transaction: Transaction, account_id: UUID) -> None:
-    """Adds to what `transaction` does that nothing stays of an account's second factor."""
-    await transaction.execute(_DISABLE, account_id=account_id)
-    await transaction.execute(_FORGET_CODES, account_id=account_id)
-
-
 async def _replace_codes(transaction: Transaction, account_id: UUID, digests: Sequence[bytes]) -> None:
     await transaction.execute(_FORGET_CODES, account_id=account_id)
     await transaction.execute(_ADD_CODES, account_id=account_id, digests=list(digests))

@@ -235,6 +235,7 @@ class SignIns:
                 tenant_id=account.tenant_id,
                 role="admin" if is_admin else "user",
                 tier=account.subscription.tier,
+                guest=account.is_guest,
             )
         )
 

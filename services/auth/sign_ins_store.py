@@ -119,7 +119,7 @@ _END_BY: Final = (
     )
 )
 # Nothing that says who it was stays of a deleted account's; the row does, for every service has to learn of its end.
-_END_AND_FORGET: Final = (
+END_AND_FORGET: Final = (
     sa.update(sign_ins)
     .values(
         device_name=sa.literal_column("''"),
@@ -175,11 +175,6 @@ async def end_sign_ins(
     return await transaction.execute(
         _END, account_id=account_id, sign_in_id=sign_in_id, this=this, others=others, now=now
     )
-
-
-async def end_and_forget_sign_ins(transaction: Transaction, account_id: UUID, now: datetime) -> None:
-    """Adds to what `transaction` does that all the account's sign-ins end, and no longer say from where they were."""
-    await transaction.execute(_END_AND_FORGET, account_id=account_id, now=now)
 
 
 async def end_sign_ins_by(transaction: Transaction, account_id: UUID, method: str, *, keep: UUID, now: datetime) -> int:

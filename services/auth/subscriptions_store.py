@@ -28,7 +28,9 @@ _INSERT: Final = (
     .on_conflict_do_nothing(index_elements=["source", "event_id"])
 )
 # Everybody whom transfers connect with a subscriber, in either direction.
-_seed = sa.select(bindparam("subscriber", type_=sa.Text).label("subscriber")).cte("connected", recursive=True)
+_seed = sa.select(bindparam("subscriber", type_=sa.Text).label("subscriber")).cte(
+    "connected", recursive=True
+)
 _connected: Final = _seed.union(
     sa.select(
         sa.case(
@@ -72,10 +74,10 @@ _WRITE: Final = (
     )
     .where(accounts.c.id == bindparam("account_id"))
 )
-_FORGET: Final = sa.delete(subscription_events).where(
+FORGET_OF_ACCOUNT: Final = sa.delete(subscription_events).where(
     sa.or_(
-        subscription_events.c.subscriber == bindparam("subscriber", type_=sa.Text),
-        subscription_events.c.transferred_to == bindparam("subscriber", type_=sa.Text),
+        subscription_events.c.subscriber == sa.cast(bindparam("account_id", type_=sa.Uuid), sa.Text),
+        subscription_events.c.transferred_to == sa.cast(bindparam("account_id", type_=sa.Uuid), sa.Text),
     )
 )
 
@@ -149,11 +151,6 @@ class SubscriptionStore:
                 cancel_at_period_end=said.cancel_at_period_end if said else None,
             )
             yield Receiving(transaction, event, now, new=inserted > 0)
-
-
-async def forget_subscription_events(transaction: Transaction, account_id: UUID) -> None:
-    """Adds to what `transaction` does that nothing stays of what stores told of an account."""
-    await transaction.execute(_FORGET, subscriber=str(account_id))
 
 
 def _event(row: Row) -> StoreEvent:

@@ -26,6 +26,7 @@ accounts: Final = sa.Table(
     sa.Column("delete_time", time),
     sa.Column("email_verify_time", time),
     sa.Column("issuer", sa.Text),
+    sa.Column("is_guest", sa.Boolean),
 )
 
 identities: Final = sa.Table(
@@ -111,6 +112,31 @@ recovery_codes: Final = sa.Table(
     sa.Column("account_id", sa.Uuid, primary_key=True),
     sa.Column("digest", sa.LargeBinary, primary_key=True),
     sa.Column("use_time", time),
+)
+
+# What its owner may be told of an account that was deleted.
+deletions: Final = sa.Table(
+    "deletions",
+    _schema,
+    sa.Column("account_id", sa.Uuid, primary_key=True),
+    sa.Column("receipt_digest", sa.LargeBinary),
+    sa.Column("delete_time", time),
+    sa.Column("done_time", time),
+    sa.Column("merged", sa.Boolean),
+    sa.Column("removed", postgresql.JSONB),
+)
+
+# Guests whose things go, or have gone, to an account.
+merges: Final = sa.Table(
+    "merges",
+    _schema,
+    sa.Column("guest_id", sa.Uuid, primary_key=True),
+    sa.Column("account_id", sa.Uuid),
+    sa.Column("tenant_id", sa.Integer),
+    sa.Column("create_time", time),
+    sa.Column("done_time", time),
+    sa.Column("due_time", time),
+    sa.Column("attempts", sa.Integer),
 )
 
 security_events: Final = sa.Table(

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from runtime.call import Principal
 from runtime.errors import Failure, Reason
-from runtime.identity import ACCESS_TOKEN_SECONDS, ISSUER
+from runtime.identity import ACCESS_TOKEN_SECONDS, ISSUER, LEEWAY, MAX_TOKEN_CHARS
 from runtime.keys import SigningKey
 
 PREFIX: Final = "rt_"
@@ -115,9 +115,34 @@ class AccessTokens:
             "tier": principal.tier,
             "iat": now,
             "exp": now + ACCESS_TOKEN_SECONDS,
+            **({"guest": True} if principal.guest else {}),
         }
         newest = self._keys[0]
         return jwt.encode(claims, newest.private, algorithm="ES256", headers={"kid": newest.kid})
+
+    def read(self, token: str) -> tuple[UUID, UUID]:
+        """Whose access token it is, and of which sign-in. Raises Failure: INVALID_TOKEN, TOKEN_EXPIRED."""
+        try:
+            if len(token) > MAX_TOKEN_CHARS:
+                raise Failure(Reason.INVALID_TOKEN)
+            kid = jwt.get_unverified_header(token).get("kid")
+            key = next((one for one in self._keys if one.kid == kid), None)
+            if key is None:
+                raise Failure(Reason.INVALID_TOKEN)
+            public = key.private.public_key()
+            claims = jwt.decode(
+                token,
+                public,
+                algorithms=["ES256"],
+                issuer=ISSUER,
+                leeway=LEEWAY,
+                options={"require": ["sub", "sid", "exp"]},
+            )
+            return UUID(claims["sub"]), UUID(claims["sid"])
+        except jwt.ExpiredSignatureError:
+            raise Failure(Reason.TOKEN_EXPIRED) from None
+        except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
+            raise Failure(Reason.INVALID_TOKEN) from None
 
     def public_keys(self) -> list[dict[str, str]]:
         """Every key that a live token may be signed with, as JSON Web Keys."""

@@ -23,6 +23,8 @@ from runtime.database import database
 from runtime.interceptors import failure_of
 from runtime.sweeping import sweeping
 from runtime.tiers import FILE, read_tiers
+from services.sessions.adoptions_domain import Adoptions
+from services.sessions.adoptions_store import AdoptionStore
 from services.sessions.conflicts_domain import Conflicts
 from services.sessions.conflicts_store import ConflictStore
 from services.sessions.device_sessions_domain import DeviceSessions
@@ -81,6 +83,9 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         conflicts = Conflicts(store, ConflictStore(db), domains, now=utc_now)
         exports = Exports(feeds, ConflictStore(db), now=utc_now)
         erasures = Erasures(ErasureStore(db), now=utc_now, committed=live.committed)
+        adoptions = Adoptions(
+            AdoptionStore(db, schemas.default_policy, committed=live.committed), ErasureStore(db), now=utc_now
+        )
         stored_records = StoredRecords(store, domains, now=utc_now)
         versions = AppVersions(AppVersionStore(db), now=utc_now)
         streams = Streams(live, sync, conflicts, versions, now=utc_now, failure_of=failure_of)
@@ -91,7 +96,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(DeviceSessionServicer(devices), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(StatsServicer(stats), server)
         sync_pb2_grpc.add_SyncServiceServicer_to_server(
-            SyncServicer(sync, conflicts, streams, exports, erasures, stored_records), server
+            SyncServicer(sync, conflicts, streams, exports, erasures, stored_records, adoptions), server
         )
         meta_pb2_grpc.add_MetaServiceServicer_to_server(MetaServicer(Discovery(schemas), versions), server)
         metrics = HealthMetrics(store, MetricStore(db), domains, now=utc_now)

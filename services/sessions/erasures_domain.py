@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -19,12 +19,13 @@ BATCH: Final = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Erased:
-    """How many rows a call has erased."""
+    """How many rows a call has erased, and how many records by domain with the calls before."""
 
     records: int
     conflicts: int
     push_counts: int
     idempotency_keys: int
+    total_records: Mapping[str, int]
 
 
 class Erasures:
@@ -59,6 +60,7 @@ class Erasures:
             conflicts=await self._all(lambda: self._store.conflicts(user, self._batch)),
             push_counts=await self._all(lambda: self._store.push_counts(user, self._batch)),
             idempotency_keys=await self._all(lambda: self._store.idempotency_keys(user, self._batch)),
+            total_records=await self._store.totals(user),
         )
 
     async def _end_records(self, user: UUID) -> int:

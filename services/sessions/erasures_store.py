@@ -32,6 +32,11 @@ _FORGET_PUSH_COUNTS: Final = _FORGET.format(table="push_counts")
 _FORGET_KEYS: Final = _FORGET.format(table="idempotency_keys")
 
 
+_TOTALS: Final = """
+    SELECT domain, count(*)::int4 AS total FROM sessions.records JOIN sessions.feeds USING (user_id)
+    WHERE user_id = %b AND deleted AND update_time >= erase_time GROUP BY domain"""
+
+
 class ErasureStore:
     """A user's rows in PostgreSQL; each call is one short transaction that holds the lock of the user's feed."""
 
@@ -67,6 +72,12 @@ class ErasureStore:
     async def idempotency_keys(self, user_id: UUID, limit: int) -> int:
         """Forgets up to `limit` idempotency keys with their answers; returns how many."""
         return await self._forget(_FORGET_KEYS, user_id, limit)
+
+    async def totals(self, user_id: UUID) -> dict[str, int]:
+        """How many records were ended by erasure, by their domain."""
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_TOTALS, [user_id], prepare=True)
+            return {row["domain"]: row["total"] for row in await cursor.fetchall()}
 
     async def _forget(self, statement: str, user_id: UUID, limit: int) -> int:
         async with self._database.transaction() as transaction:

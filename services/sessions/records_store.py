@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from runtime.call import IdempotencyKey, Principal
 from runtime.database import Database, Row
+from runtime.errors import Failure, Reason
 from services.sessions.policies_domain import Policy
 from services.sessions.pushes_store import Feed, locked_feed
 from services.sessions.records_domain import Key, Record
@@ -111,7 +112,10 @@ class RecordStore:
         calls: Sequence[IdempotencyKey | None],
         now: datetime,
     ) -> AsyncIterator[Feed]:
-        """As `feed`, for several calls that share a transaction: ask `answer_to` for each."""
+        """As `feed`, for several calls that share a transaction: ask `answer_to` for each.
+
+        Raises Failure(TOKEN_REVOKED) to a phone whose account has ended: what it hands over would be nobody's.
+        """
         async with self._database.transaction() as transaction:
             feed = await locked_feed(
                 transaction.connection,
@@ -122,6 +126,8 @@ class RecordStore:
                 now=now,
                 default_policy=self._default_policy,
             )
+            if feed.erased and caller.role != "service":
+                raise Failure(Reason.TOKEN_REVOKED)
             yield feed
         if feed.advanced or feed.news:
             self._committed(caller.user_id, feed.news)

@@ -48,7 +48,7 @@ class StoredRecords:
 
         Raises Failure: FIELD_MISSING, FIELD_INVALID for the user or the tenant.
         """
-        owner, now = _owner(user_id, tenant_id), self._now()
+        owner, now = owner_of(user_id, tenant_id), self._now()
         items = [self._item(one, f"records[{index}]", now) for index, one in enumerate(given)]
         keys = [item.key for item in items if item.key.id]
         async with self._store.feed(owner, keys, rpc=_STORE, idempotency=None, now=now) as feed:
@@ -81,7 +81,8 @@ class StoredRecords:
             raise failure.within("data") from None
 
 
-def _owner(user_id: str, tenant_id: int) -> Principal:
+def owner_of(user_id: str, tenant_id: int) -> Principal:
+    """For whom another service calls. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
     user = UUID(parse_uuid("user_id", user_id))
     if not tenant_id:
         raise missing("tenant_id")

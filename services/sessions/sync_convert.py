@@ -14,6 +14,7 @@ from satchel.sessions.v1 import sync_pb2 as pb
 from runtime.clock import format_time, text_of, to_timestamp
 from runtime.documents import struct_from_json, struct_to_json
 from runtime.errors import Failure, invalid
+from services.sessions.adoptions_domain import Adopted
 from services.sessions.changes_domain import Notice, Receipt
 from services.sessions.conflicts_domain import OPTIONS, DryRun, Log, LoggedConflict, Resolved
 from services.sessions.erasures_domain import Erased
@@ -205,6 +206,11 @@ def _with_server_data(receipts: Iterable[Receipt]) -> Iterator[tuple[Receipt, by
 def erased_response(erased: Erased) -> pb.EraseUserResponse:
     """What an erasure came to."""
     return pb.EraseUserResponse(**asdict(erased))
+
+
+def adopted_response(adopted: Adopted) -> pb.AdoptRecordsResponse:
+    """What an adoption came to."""
+    return pb.AdoptRecordsResponse(**asdict(adopted))
 
 
 def _receipt_to_json(receipt: Receipt, server_data: bytes | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from runtime.call import answer_headers, header, idempotency_key, principal, wat
 from runtime.documents import counted, items_and_more
 from services.sessions import exports_convert, streams_convert
 from services.sessions import sync_convert as convert
+from services.sessions.adoptions_domain import Adoptions
 from services.sessions.batches import capture
 from services.sessions.conflicts_domain import Conflicts
 from services.sessions.erasures_domain import Erasures
@@ -38,6 +39,7 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
         exports: Exports,
         erasures: Erasures,
         stored_records: StoredRecords,
+        adoptions: Adoptions,
     ) -> None:
         self._sync = sync
         self._conflicts = conflicts
@@ -45,6 +47,7 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
         self._exports = exports
         self._erasures = erasures
         self._stored_records = stored_records
+        self._adoptions = adoptions
 
     async def Sync(
         self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context
@@ -119,3 +122,8 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
     async def StoreRecords(self, request: pb.StoreRecordsRequest, context: Context) -> pb.StoreRecordsResponse:
         given = capture(convert.given_from_pb, counted(request.records, "records"))
         return convert.store_response(await self._stored_records.store(request.user_id, request.tenant_id, given))
+
+    async def AdoptRecords(self, request: pb.AdoptRecordsRequest, context: Context) -> pb.AdoptRecordsResponse:
+        return convert.adopted_response(
+            await self._adoptions.adopt(request.guest_id, request.user_id, request.tenant_id)
+        )

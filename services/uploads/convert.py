@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict
 from datetime import datetime
 from email.utils import format_datetime
 from urllib.parse import quote
@@ -16,7 +17,7 @@ from runtime.clock import to_timestamp
 from runtime.errors import invalid
 from runtime.ids import parse_uuid
 from services.uploads.activities_domain import Added
-from services.uploads.files_domain import Reading, Wanted
+from services.uploads.files_domain import Erased, Reading, Wanted
 from services.uploads.finalizing_domain import Receipt
 from services.uploads.limits_domain import UploadLimits
 from services.uploads.streamed_domain import SentChunk
@@ -182,6 +183,11 @@ def place_of(file: Upload) -> tuple[datetime | None, str]:
 def files_response(files: Iterable[pb.File], next_token: str) -> pb.ListFilesResponse:
     """A page of files."""
     return pb.ListFilesResponse(files=files, next_page_token=next_token)
+
+
+def erased_response(erased: Erased) -> pb.EraseUserFilesResponse:
+    """What an erasure came to."""
+    return pb.EraseUserFilesResponse(**asdict(erased))
 
 
 def file_headers(reading: Reading) -> list[tuple[str, str]]:

@@ -58,10 +58,14 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Erased:
-    """How many rows an erasure has ended."""
+    """How many rows an erasure has ended, and how many with the calls before."""
 
     uploads: int
     files: int
+    total_uploads: int
+    total_files: int
+    total_bytes: int
+    """Of the files."""
 
 
 class Files:
@@ -172,10 +176,33 @@ class Files:
                         continue
                     is_file = held.upload.status == "completed"
                     await kept(gone(self._blobs, id))
-                    await held.end("deleted" if is_file else "cancelled", self._now())
+                    await held.erase(self._now())
                 files, uploads = files + is_file, uploads + (not is_file)
         await self._store.forget_user(user)
-        return Erased(uploads=uploads, files=files)
+        total_uploads, total_files, total_bytes = await self._store.erased(user)
+        return Erased(
+            uploads=uploads,
+            files=files,
+            total_uploads=total_uploads,
+            total_files=total_files,
+            total_bytes=total_bytes,
+        )
+
+    async def adopt(self, guest_id: str, user_id: str, tenant_id: int) -> int:
+        """Makes a guest's files and uploads an account's, whatever its quota; may be repeated. Returns how many.
+
+        Raises Failure: FIELD_MISSING, FIELD_INVALID; UNAVAILABLE while the guest's feed lacks some of them.
+        """
+        guest, user = UUID(parse_uuid("guest_id", guest_id)), UUID(parse_uuid("user_id", user_id))
+        if guest == user:
+            raise invalid("guest_id", "must not be the account itself")
+        if tenant_id < 1:
+            raise invalid("tenant_id", "must be 1 or more")
+        moved, told = await self._store.adopt(guest, user, tenant_id, domain=DOMAIN, now=self._now())
+        self._look()
+        if not told:
+            raise Failure(Reason.UNAVAILABLE, "Not all was told of the guest yet.", retry_after=1)
+        return moved
 
 
 def check_not_empty(reading: Reading) -> None:

@@ -16,6 +16,7 @@ from services.uploads.outbox_domain import Batch, Outgoing
 _ADD: Final = """
     INSERT INTO uploads.outbox (user_id, tenant_id, domain, record_id, data, create_time, due_time, attempts)
     VALUES (%b, %b, %b, %b, %b, %b, %b, 0)"""
+_LEFT: Final = "SELECT 1 FROM uploads.outbox WHERE user_id = %b LIMIT 1"
 _FORGET: Final = "DELETE FROM uploads.outbox WHERE user_id = %b"
 # A claim is a row of the user that is not due: replicas take users, not rows. Two that took different rows of one user,
 # as with SKIP LOCKED, could tell of a file after its deletion; so for the moment of taking they stand in line here.
@@ -66,6 +67,11 @@ async def add(
 async def forget(connection: Connection, user_id: UUID) -> None:
     """Drops what is there of a user whose records are erased by themselves."""
     await connection.execute(_FORGET, [user_id])
+
+
+async def told(connection: Connection, user_id: UUID) -> bool:
+    """Whether there is nothing that others are still to be told of a user."""
+    return await (await connection.execute(_LEFT, [user_id], prepare=True)).fetchone() is None
 
 
 class OutboxStore:

@@ -136,5 +136,8 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         return convert.activity_document(added)
 
     async def EraseUserFiles(self, request: pb.EraseUserFilesRequest, context: Context) -> pb.EraseUserFilesResponse:
-        erased = await self._files.erase(request.user_id)
-        return pb.EraseUserFilesResponse(uploads=erased.uploads, files=erased.files)
+        return convert.erased_response(await self._files.erase(request.user_id))
+
+    async def AdoptFiles(self, request: pb.AdoptFilesRequest, context: Context) -> pb.AdoptFilesResponse:
+        moved = await self._files.adopt(request.guest_id, request.user_id, request.tenant_id)
+        return pb.AdoptFilesResponse(moved=moved)

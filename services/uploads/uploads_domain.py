@@ -172,12 +172,14 @@ class Uploads:
     async def start(self, caller: Principal, asked: Asked) -> Upload:
         """A new upload, the living one that was started with the same words, or the one the file came in by before.
 
-        Raises Failure: FIELD_MISSING, FIELD_INVALID, TOO_LARGE, TIER_LIMIT.
+        Raises Failure: FIELD_MISSING, FIELD_INVALID, TOO_LARGE, TIER_LIMIT, TOKEN_REVOKED for a guest who is gone.
         """
         now = self.now()
         until = now + timedelta(seconds=self._limits.expires_after_seconds)
         wanted = self._upload(caller, asked, now, until)
         async with self._store.start(caller.user_id) as starting:
+            if await starting.closed():
+                raise Failure(Reason.TOKEN_REVOKED)
             same = await starting.same(wanted)
             if same is not None:
                 return await starting.prolong(same, until) if same.status == "active" else same

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from runtime.arrays import Integers
 from runtime.database import Connection, Database, Row
-from services.uploads.outbox_store import forget
+from services.uploads.outbox_store import forget, told
 from services.uploads.uploads_domain import Chunk, Upload
 
 # How long who would end an upload waits for whoever holds it, and how many do at once; there are eight connections.
@@ -101,6 +101,24 @@ _FORGET_ENDED: Final = """
 _BE_SOMEBODY: Final = """
     INSERT INTO uploads.installation (id) VALUES (gen_random_uuid()) ON CONFLICT (single) DO NOTHING"""
 _INSTALLATION: Final = "SELECT id FROM uploads.installation"
+_CLOSE: Final = """
+    INSERT INTO uploads.adopted (guest_id, user_id, create_time) VALUES (%b, %b, %b) ON CONFLICT DO NOTHING"""
+_CLOSED: Final = "SELECT 1 FROM uploads.adopted WHERE guest_id = %b"
+_ADOPT: Final = """
+    UPDATE uploads.uploads SET user_id = %b, tenant_id = %b
+    WHERE user_id = %b AND status IN ('active', 'assembling', 'completed')"""
+# Files that ended since: their end was told of an account that did not yet have their records.
+_TELL_ENDS: Final = """
+    INSERT INTO uploads.outbox (user_id, tenant_id, domain, record_id, create_time, due_time, attempts)
+    SELECT ended.user_id, tenant_id, %b, id::text, %b, %b, 0
+    FROM uploads.uploads AS ended JOIN uploads.adopted ON adopted.user_id = ended.user_id
+    WHERE guest_id = %b AND status = 'deleted' AND finish_time >= adopted.create_time"""
+_COUNT_ERASED: Final = """
+    INSERT INTO uploads.erased AS known (user_id, uploads, files, bytes) VALUES (%b, %b::int4, %b::int4, %b::int8)
+    ON CONFLICT (user_id) DO UPDATE SET
+        uploads = known.uploads + excluded.uploads, files = known.files + excluded.files,
+        bytes = known.bytes + excluded.bytes"""
+_ERASED: Final = "SELECT uploads, files, bytes FROM uploads.erased WHERE user_id = %b"
 
 
 class HeldUpload:
@@ -120,6 +138,14 @@ class HeldUpload:
         upload = _given(self.upload)
         await self.connection.execute(_END, [status, now, failure, upload.id], prepare=True)
         await self.connection.execute(_FORGET_CHUNKS, [upload.id], prepare=True)
+
+    async def erase(self, now: datetime) -> None:
+        """Ends it since its user is gone, and counts it among what was ended so."""
+        upload = _given(self.upload)
+        is_file = upload.status == "completed"
+        await self.end("deleted" if is_file else "cancelled", now)
+        counts = [int(not is_file), int(is_file), upload.total_size if is_file else 0]
+        await self.connection.execute(_COUNT_ERASED, [upload.user_id, *counts], prepare=True)
 
     async def set_activity(self, data: dict[str, Any]) -> None:
         """Notes what the recording came to."""
@@ -262,6 +288,30 @@ class UploadStore:
             cursor = await statements.connection.execute(_LIVING_OF, [user_id, limit])
             return [row["id"] for row in await cursor.fetchall()]
 
+    async def adopt(
+        self, guest_id: UUID, user_id: UUID, tenant_id: int, *, domain: str, now: datetime
+    ) -> tuple[int, bool]:
+        """Makes the guest's files and living uploads the account's, and lets the guest start no more.
+
+        Returns how many, and whether there is nothing left that is still to be told of the guest. What has ended of the
+        account's since the first time is to be told again, in `domain`.
+        """
+        async with self.start(guest_id) as starting:
+            await starting.close(user_id, now)
+        async with self._database.statements() as statements:
+            connection = statements.connection
+            moved = (await connection.execute(_ADOPT, [user_id, tenant_id, guest_id])).rowcount
+            await connection.execute(_TELL_ENDS, [domain, now, now, guest_id])
+            # Asked after it has waited for whoever held an upload, and added what there is to tell.
+            return moved, await told(connection, guest_id)
+
+    async def erased(self, user_id: UUID) -> tuple[int, int, int]:
+        """How many uploads and files were ended since their user is gone, and how many bytes the files had."""
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_ERASED, [user_id], prepare=True)
+            row = await cursor.fetchone()
+        return (row["uploads"], row["files"], row["bytes"]) if row else (0, 0, 0)
+
     async def forget_user(self, user_id: UUID) -> None:
         """Forgets what there was of the user and has ended, and what others were still to be told of it."""
         async with self._database.transaction() as transaction:
@@ -298,6 +348,15 @@ class Starting:
     async def used(self, now: datetime) -> int:
         """Bytes of the user's files and of those that are on their way."""
         return await _used(self._connection, self._user_id, now)
+
+    async def close(self, adopter_id: UUID, now: datetime) -> None:
+        """From now on the user starts no more uploads: what there is goes to an account."""
+        await self._connection.execute(_CLOSE, [self._user_id, adopter_id, now])
+
+    async def closed(self) -> bool:
+        """Whether the user was a guest whose files go to an account."""
+        cursor = await self._connection.execute(_CLOSED, [self._user_id], prepare=True)
+        return await cursor.fetchone() is not None
 
     async def insert(self, upload: Upload) -> None:
         """Stores a new upload."""

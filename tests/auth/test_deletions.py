@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
@@ -21,6 +22,7 @@ from runtime.database import Database, database
 from runtime.errors import Reason
 from services.auth.accounts import Account, Subscription
 from services.auth.accounts_store import AccountStore
+from services.auth.deletions_store import DeletionStore
 from services.auth.erasures_domain import AGAIN_AFTER, Erasures
 from services.auth.erasures_store import ErasureStore
 from services.auth.events_domain import Kind, SecurityEvent
@@ -192,7 +194,7 @@ def event_of(one: Account) -> SecurityEvent:
 async def deleted(db: Database) -> UUID:
     store, one = AccountStore(db), account()
     await store.create(one, "hash", sign_in_of(one), event_of(one))
-    assert await store.delete(one.id, NOW, event_of(one)) == NOW
+    assert await store.delete(one.id, NOW, one.id.bytes, event_of(one)) == NOW
     return one.id
 
 
@@ -203,11 +205,12 @@ class Elsewhere:
         self.erased: list[UUID] = []
         self.away = False
 
-    async def erase(self, user_id: UUID) -> None:
+    async def erase(self, user_id: UUID) -> dict[str, Any]:
         await asyncio.sleep(0)
         if self.away:
             raise ConnectionError("away")
         self.erased.append(user_id)
+        return {"files": self.erased.count(user_id)}
 
 
 class Clock:
@@ -228,7 +231,7 @@ async def listed(db: Database) -> int:
 
 async def test_a_push_that_was_under_way_is_erased_the_next_time_and_then_it_is_done(db: Database) -> None:
     one, elsewhere, clock = await deleted(db), Elsewhere(), Clock()
-    erasures = Erasures(ErasureStore(db), [elsewhere.erase], now=clock)
+    erasures = Erasures(ErasureStore(db), [elsewhere.erase], receipts=DeletionStore(db), now=clock)
     for number, after in enumerate((timedelta(0), *AGAIN_AFTER), 1):
         clock.time = NOW + after - timedelta(seconds=1)
         await erasures.carry_out()
@@ -241,7 +244,7 @@ async def test_a_push_that_was_under_way_is_erased_the_next_time_and_then_it_is_
 
 async def test_what_fails_is_put_off_longer_each_time_and_stops_nobody_else(db: Database) -> None:
     first, elsewhere, clock = await deleted(db), Elsewhere(), Clock()
-    erasures = Erasures(ErasureStore(db), [elsewhere.erase], now=clock)
+    erasures = Erasures(ErasureStore(db), [elsewhere.erase], receipts=DeletionStore(db), now=clock)
     elsewhere.away = True
     await erasures.carry_out()
     elsewhere.away = False
@@ -265,7 +268,7 @@ async def test_what_fails_is_put_off_longer_each_time_and_stops_nobody_else(db: 
 async def test_many_replicas_carry_each_out_once(db: Database) -> None:
     elsewhere, clock = Elsewhere(), Clock()
     accounts = [await deleted(db) for _ in range(20)]
-    replicas = [Erasures(ErasureStore(db), [elsewhere.erase], now=clock) for _ in range(4)]
+    replicas = [Erasures(ErasureStore(db), [elsewhere.erase], receipts=DeletionStore(db), now=clock) for _ in range(4)]
     await asyncio.gather(*(replica.carry_out() for replica in replicas))
     assert sorted(elsewhere.erased) == sorted(accounts)
 
@@ -273,7 +276,7 @@ async def test_many_replicas_carry_each_out_once(db: Database) -> None:
 async def test_one_that_a_replica_took_down_with_it_is_taken_up_by_another(db: Database) -> None:
     one, elsewhere, clock = await deleted(db), Elsewhere(), Clock()
     assert await ErasureStore(db).take(NOW, timedelta(seconds=60))
-    erasures = Erasures(ErasureStore(db), [elsewhere.erase], now=clock)
+    erasures = Erasures(ErasureStore(db), [elsewhere.erase], receipts=DeletionStore(db), now=clock)
     await erasures.carry_out()
     assert elsewhere.erased == []
     clock.time += timedelta(seconds=60)
@@ -287,7 +290,7 @@ async def test_no_sign_in_outlives_its_account_however_close_they_come(db: Datab
         one = account()
         await store.create(one, "hash", sign_in_of(one), event_of(one))
         signing_in = [sign_ins.create(sign_in_of(one), event_of(one)) for _ in range(4)]
-        at_once = [*signing_in[:2], store.delete(one.id, NOW, event_of(one)), *signing_in[2:]]
+        at_once = [*signing_in[:2], store.delete(one.id, NOW, one.id.bytes, event_of(one)), *signing_in[2:]]
         outcomes = await asyncio.gather(*at_once, return_exceptions=True)
         assert outcomes[2] == NOW
         for index in (0, 1, 3, 4):

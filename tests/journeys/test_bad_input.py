@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from satchel.auth.v1 import auth_pb2, emails_pb2, passwords_pb2, second_factors_pb2
+from satchel.auth.v1 import auth_pb2, emails_pb2, guests_pb2, passwords_pb2, second_factors_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import device_sessions_pb2, exercise_sessions_pb2, puzzle_sessions_pb2, stats_pb2, sync_pb2
 from satchel.uploads.v1 import uploads_pb2
@@ -135,6 +135,22 @@ BODIES = {
         },
     ),
     "Refresh": Body(dict, auth_pb2.RefreshRequest, {"refresh_token": Field(NOT_A_STRING, True)}),
+    "CreateGuest": Body(
+        dict,
+        guests_pb2.CreateGuestRequest,
+        {
+            "device_name": Field((*NOT_A_STRING, *NUL, *texts("x" * 101, "a\nb"))),
+            "tenant_id": whole(-1, 2**31),
+        },
+    ),
+    "MergeGuest": Body(
+        dict,
+        guests_pb2.MergeGuestRequest,
+        {
+            "guest_refresh_token": Field((*NOT_A_STRING, *NUL, *texts("rt_", "rt_x", "x" * 10_000)), True),
+            "guest_access_token": Field((*NOT_A_STRING, *NUL, *texts("x", "a.b.c", "x" * 10_000))),
+        },
+    ),
     "SignOut": Body(
         dict, auth_pb2.SignOutRequest, {"scope": Field((*NOT_A_STRING, *NUL, *texts("everything", " ", "x" * 10_000)))}
     ),
@@ -257,7 +273,7 @@ BODIES = {
     ),
 }
 # What they hold may be left out as a whole.
-MAY_BE_EMPTY = ("BeginSecondFactor", "SignOut", "CreateSignedUrl", "RequestEmailVerification")
+MAY_BE_EMPTY = ("BeginSecondFactor", "CreateGuest", "CreateSignedUrl", "RequestEmailVerification", "SignOut")
 
 
 @dataclass(frozen=True)
@@ -378,6 +394,8 @@ PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
         **BAD_PAGES,
     },
     "ExportRecords": {},
+    "ExportAccount": {},
+    "GetDeletion": {},
     "GetSubscriptionStatus": {},
     "GetSecondFactor": {},
     "GetJwks": {},

@@ -24,8 +24,6 @@ from tests.conftest import Edge
 from tests.factories import Phone, device_session, exercise_session, puzzle_session
 from tests.streams import talking
 
-NOTHING = Erased(records=0, conflicts=0, push_counts=0, idempotency_keys=0)
-
 
 @pytest.fixture
 async def channel(edge: Edge) -> AsyncIterator[grpc.aio.Channel]:
@@ -112,7 +110,7 @@ async def test_a_second_call_finds_nothing_and_nobody_else_loses_anything(
         await push(one, upsert("a", {"title": "x", "text": ""}), key="k")
     before = (await other.call("GET", "/api/v1/sync/export")).content.splitlines()[1:]
     assert (await erase(edge, channel, phone.user_id)).records == 1
-    assert await erase(edge, channel, phone.user_id) == pb.EraseUserResponse()
+    assert await erase(edge, channel, phone.user_id) == pb.EraseUserResponse(total_records={"journal": 1})
     assert (await other.call("GET", "/api/v1/sync/export")).content.splitlines()[1:] == before
     assert json.loads(before[-1])["records"] == 1
 
@@ -181,9 +179,11 @@ async def test_one_that_was_cut_off_goes_on_where_it_was(db: Database) -> None:
     position, rows = await records(db, user_id)
     assert (position, sum(deleted for _, deleted in rows)) == (71, 21)
     erased = await Erasures(ErasureStore(db), now=utc_now, batch=7).erase(str(user_id))
-    assert erased.records == 29
+    assert (erased.records, erased.total_records) == (29, {"journal": 50})
     assert await records(db, user_id) == (100, [(place, True) for place in range(51, 101)])
-    assert await Erasures(ErasureStore(db), now=utc_now).erase(str(user_id)) == NOTHING
+    assert await Erasures(ErasureStore(db), now=utc_now).erase(str(user_id)) == Erased(
+        records=0, conflicts=0, push_counts=0, idempotency_keys=0, total_records={"journal": 50}
+    )
 
 
 async def test_two_at_once_erase_each_record_once(db: Database) -> None:
