@@ -23,6 +23,15 @@ class Principal:
     tenant_id: int
     role: Role
     tier: str
+    actor: str = ""
+    """The service that calls, service:<name>: as itself, or with `role` user in the user's name."""
+    scopes: frozenset[str] | None = None
+    """What an application's token is good for; None: all that the user may."""
+
+    @property
+    def delegated(self) -> bool:
+        """Whether somebody else calls in the user's name."""
+        return self.role != "service" and (bool(self.actor) or self.scopes is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

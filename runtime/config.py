@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from runtime.keys import parse_vault_keys
 
 SERVICES: Final = ("auth", "sessions", "uploads", "health", "websocket")
 
@@ -33,6 +35,12 @@ class Config(BaseSettings):
     rate_limits: Literal["on", "off"] = "on"
     admin_email: str = ""
     """The account with this e-mail is administrator of its tenant."""
+
+    vault_keys: SecretStr = SecretStr("")
+    """id:base64 of 32 bytes, more of them behind commas, newest first: what seals stored credentials of other services;
+    empty: key files in home/keys."""
+    garmin_store_passwords: Literal["on", "off"] = "off"
+    """Whether passwords of Garmin accounts are stored, sealed like the tokens."""
 
     auth_address: str = "127.0.0.1:7101"
     sessions_address: str = "127.0.0.1:7102"
@@ -75,10 +83,22 @@ class Config(BaseSettings):
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("vault_keys")
+    @classmethod
+    def _vault_keys_readable(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            parse_vault_keys(value.get_secret_value())
+        return value
+
     @property
     def keys(self) -> Path:
         """The directory of the signing and mesh keys."""
         return self.home / "keys"
+
+    @property
+    def stores_garmin_passwords(self) -> bool:
+        """Whether passwords of Garmin accounts are stored."""
+        return self.garmin_store_passwords == "on"
 
     @property
     def limits_on(self) -> bool:

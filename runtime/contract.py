@@ -9,7 +9,7 @@ from typing import Final
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from satchel.auth.v1 import auth_pb2
+from satchel.auth.v1 import application_tokens_pb2, auth_pb2, garmin_credentials_pb2, token_exchange_pb2, users_pb2
 from satchel.health.v1 import health_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import (
@@ -26,6 +26,10 @@ from satchel.uploads.v1 import uploads_pb2
 
 FILES: Final = (
     auth_pb2,
+    users_pb2,
+    garmin_credentials_pb2,
+    application_tokens_pb2,
+    token_exchange_pb2,
     exercise_sessions_pb2,
     puzzle_sessions_pb2,
     device_sessions_pb2,
@@ -44,6 +48,10 @@ INFRASTRUCTURE: Final = (
     "grpc.reflection.v1alpha.ServerReflection",
     "grpc.reflection.v1.ServerReflection",
 )
+
+
+# The one service whose rpcs are closed to who acts for a user, unless they say otherwise.
+_GUARDED: Final = "satchel.auth.v1"
 
 
 class ContractError(Exception):
@@ -88,6 +96,8 @@ class Policy:
     read_only: bool
     """Whether a repeat is safe whatever happened to the first call (NO_SIDE_EFFECTS)."""
     http: tuple[HttpRule, ...]
+    delegable: bool = True
+    """Whether it is open to an application's token, and to a service that acts for a user."""
 
     @property
     def service(self) -> str:
@@ -137,6 +147,7 @@ def _policy(method: MethodDescriptor) -> Policy:
         camel_case=said.Extensions[options.camel_case],
         read_only=said.idempotency_level == descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS,
         http=tuple(_http_rules(said)),
+        delegable=said.Extensions[options.delegable] or method.containing_service.file.package != _GUARDED,
     )
 
 

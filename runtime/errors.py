@@ -125,6 +125,7 @@ class Reason(Enum):
     )
     NOT_FOUND = _same(StatusCode.NOT_FOUND, 404, "NOT_FOUND", "There is no such thing.")
     EMAIL_REGISTERED = _same(StatusCode.ALREADY_EXISTS, 409, "CONFLICT", "This email is registered already.")
+    ALREADY_EXISTS = _same(StatusCode.ALREADY_EXISTS, 409, "CONFLICT", "There is one already.")
     IDEMPOTENCY_CONFLICT = Row(
         StatusCode.ABORTED,
         409,

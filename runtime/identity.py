@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -13,7 +15,10 @@ from uuid import UUID
 import jwt
 from satchel.options.v1 import options_pb2 as options
 
+from runtime import application_tokens
+from runtime.application_tokens import ResolvedToken
 from runtime.call import Principal
+from runtime.contract import Policy
 from runtime.errors import Failure, Reason
 
 ISSUER: Final = "satchel"
@@ -24,10 +29,13 @@ SERVICE_TOKEN_SECONDS: Final = 300
 LEEWAY: Final = 5
 MAX_TOKEN_CHARS: Final = 8192
 CACHE_SIZE: Final = 10_000
+# How long what is known of an application's token is believed; its end is learned from the feed before that.
+APPLICATION_TOKEN_SECONDS: Final = 60
 # A token with a key id that nobody knows must not make every service ask for the keys every time.
 KEYS_PAUSE: Final = 5.0
 
 _NOBODY: Final = UUID(int=0)
+_SERVICE: Final = re.compile(r"service:[a-z0-9_+-]{1,100}")
 _CLAIMS: Final = ("sub", "sid", "tenant_id", "role", "tier", "exp", "iat")
 
 
@@ -35,10 +43,12 @@ _CLAIMS: Final = ("sub", "sid", "tenant_id", "role", "tier", "exp", "iat")
 class _Verified:
     principal: Principal
     expires_at: float
+    good_until: float = math.inf
+    """Then it is verified again."""
 
 
 class Revocations:
-    """The sign-ins that were ended while their access tokens may still be alive."""
+    """The sign-ins, application tokens and accounts that were ended while a token of theirs may still be believed."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -65,9 +75,14 @@ class Verifier:
         fetch_keys: Callable[[], Awaitable[Iterable[Mapping[str, str]]]],
         mesh_secret: bytes,
         revocations: Revocations,
+        resolve: Callable[[bytes], Awaitable[ResolvedToken | None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`fetch_keys` gives the public keys of the auth service as JSON Web Keys."""
+        """`fetch_keys` gives the public keys of the auth service as JSON Web Keys.
+
+        `resolve` finds an application's token by its digest; None: such tokens are not taken.
+        """
+        self._resolve = resolve
         self._fetch_keys = fetch_keys
         self._mesh_secret = mesh_secret
         self._revocations = revocations
@@ -88,7 +103,7 @@ class Verifier:
         if scheme.lower() != "bearer" or not token:
             raise Failure(Reason.MISSING_BEARER_TOKEN)
         known = self._cache.get(token)
-        if known is None:
+        if known is None or known.good_until <= self._clock():
             known = await self._verify(token)
             self._cache[token] = known
             if len(self._cache) > CACHE_SIZE:
@@ -104,6 +119,8 @@ class Verifier:
         try:
             if len(token) > MAX_TOKEN_CHARS:
                 raise Failure(Reason.INVALID_TOKEN)
+            if token.startswith(application_tokens.PREFIX):
+                return await self._verify_application(token)
             header = jwt.get_unverified_header(token)
             # The algorithm decides which key is tried, and each key is tried with its own algorithm only.
             if header.get("alg") == "HS256":
@@ -125,6 +142,8 @@ class Verifier:
                 tenant_id=int(claims["tenant_id"]),
                 role="admin" if claims["role"] == "admin" else "user",
                 tier=str(claims["tier"]),
+                actor=_service(claims["act"]["sub"]) if "act" in claims else "",
+                scopes=frozenset(str(claims["scope"]).split()) if "scope" in claims else None,
             )
             return _Verified(principal, float(claims["exp"]) + LEEWAY)
         except jwt.ExpiredSignatureError:
@@ -142,8 +161,29 @@ class Verifier:
             leeway=LEEWAY,
             options={"require": ["sub", "exp", "iat"]},
         )
-        principal = Principal(user_id=_NOBODY, sign_in_id=_NOBODY, tenant_id=0, role="service", tier="")
+        principal = Principal(
+            user_id=_NOBODY, sign_in_id=_NOBODY, tenant_id=0, role="service", tier="", actor=_service(claims["sub"])
+        )
         return _Verified(principal, float(claims["exp"]) + LEEWAY)
+
+    async def _verify_application(self, token: str) -> _Verified:
+        if self._resolve is None or not application_tokens.is_well_formed(token):
+            raise Failure(Reason.INVALID_TOKEN)
+        found = await self._resolve(application_tokens.digest(token))
+        if found is None:
+            raise Failure(Reason.INVALID_TOKEN)
+        if found.revoked:
+            raise Failure(Reason.TOKEN_REVOKED)
+        # An administrator's rights are not lent to programs.
+        principal = Principal(
+            user_id=found.user_id,
+            sign_in_id=found.id,
+            tenant_id=found.tenant_id,
+            role="user",
+            tier=found.tier,
+            scopes=found.scopes,
+        )
+        return _Verified(principal, found.expires_at, self._clock() + APPLICATION_TOKEN_SECONDS)
 
     async def _key(self, kid: str) -> jwt.PyJWK:
         if kid not in self._keys:
@@ -190,6 +230,32 @@ def authorize(access: int, principal: Principal) -> None:
         (access in (options.ACCESS_USER, options.ACCESS_OPTIONAL) and role in ("user", "admin"))
         or (access == options.ACCESS_ADMIN and role == "admin")
         or (access == options.ACCESS_SERVICE and role == "service")
+        or (access == options.ACCESS_OPERATOR and role in ("admin", "service"))
+        or access == options.ACCESS_OWNER
     )
     if not allowed:
         raise Failure(Reason.FORBIDDEN)
+
+
+def check_delegation(policy: Policy, principal: Principal) -> None:
+    """Raises Failure(FORBIDDEN) unless the rpc is open to `principal`, who may call in a user's name and within scopes.
+
+    An application's scope is read, write (which includes read), or one of them for one service, as in sessions:read.
+    """
+    if not principal.delegated:
+        return
+    if not policy.delegable:
+        raise Failure(Reason.FORBIDDEN, "This takes a sign-in of the user.")
+    if principal.scopes is None:
+        return
+    enough = ("read", "write") if policy.read_only else ("write",)
+    service = policy.service.split(".")[1]
+    if principal.scopes.isdisjoint([*enough, *(f"{service}:{one}" for one in enough)]):
+        raise Failure(Reason.FORBIDDEN, f"The token lacks the scope {enough[0]} or {service}:{enough[0]}.")
+
+
+def _service(subject: object) -> str:
+    """The name of a service as a token gives it. Raises ValueError for anything else."""
+    if not isinstance(subject, str) or not _SERVICE.fullmatch(subject):
+        raise ValueError("no name of a service")
+    return subject

@@ -57,7 +57,7 @@ async def serving(
         auth_channel = await stack.enter_async_context(channel(config.auth_address))
         auth = AuthClient(auth_channel, ServiceTokens(secret, "+".join(services)))
         revocations = Revocations()
-        verifier = Verifier(fetch_keys=auth.keys, mesh_secret=secret, revocations=revocations)
+        verifier = Verifier(fetch_keys=auth.keys, mesh_secret=secret, revocations=revocations, resolve=auth.resolve)
         limiter = RateLimiter(config.redis_url) if config.limits_on else None
         if limiter is not None:
             stack.push_async_callback(limiter.close)

@@ -14,8 +14,10 @@ from sqlalchemy.dialects import postgresql
 from runtime.database import Database, Row
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
+from services.auth.application_tokens_store import end_application_tokens
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
+from services.auth.garmin_credentials_store import forget_garmin_credentials
 from services.auth.sign_ins_domain import SignIn
 from services.auth.sign_ins_store import end_and_forget_sign_ins, write_sign_in
 from services.auth.tables import accounts, erasures, time
@@ -61,8 +63,8 @@ class AccountStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, account: Account, password_hash: str, sign_in: SignIn, event: SecurityEvent) -> None:
-        """Stores a new account with its first sign-in. Raises Failure(EMAIL_REGISTERED)."""
+    async def create(self, account: Account, password_hash: str, sign_in: SignIn | None, event: SecurityEvent) -> None:
+        """Stores a new account with its first sign-in, if it has one. Raises Failure(EMAIL_REGISTERED)."""
         async with self._database.transaction() as transaction:
             row = await transaction.one(
                 _INSERT_ACCOUNT,
@@ -79,7 +81,8 @@ class AccountStore:
             )
             if row is None:
                 raise Failure(Reason.EMAIL_REGISTERED)
-            await write_sign_in(transaction, sign_in)
+            if sign_in is not None:
+                await write_sign_in(transaction, sign_in)
             await write_event(transaction, event, account.create_time)
 
     async def delete(self, account_id: UUID, now: datetime, event: SecurityEvent) -> datetime:
@@ -95,6 +98,8 @@ class AccountStore:
                     raise Failure(Reason.INVALID_TOKEN)
                 return before["delete_time"]  # type: ignore[no-any-return]  # a column of times
             await end_and_forget_sign_ins(transaction, account_id, now)
+            await end_application_tokens(transaction, account_id, now)
+            await forget_garmin_credentials(transaction, account_id)
             await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
             await write_event(transaction, event, now)
         return now

@@ -17,6 +17,15 @@ class Kind(StrEnum):
     SIGNED_OUT = "signed_out"
     TOKEN_REUSED = "token_reused"  # noqa: S105  # a refresh token that had been replaced came back
     ACCOUNT_DELETED = "account_deleted"
+    USER_CREATED = "user_created"
+    ROLE_CHANGED = "role_changed"
+    GARMIN_LINKED = "garmin_linked"
+    GARMIN_CHANGED = "garmin_changed"
+    GARMIN_UNLINKED = "garmin_unlinked"
+    APPLICATION_TOKEN_CREATED = "application_token_created"  # noqa: S105
+    APPLICATION_TOKEN_CHANGED = "application_token_changed"  # noqa: S105
+    APPLICATION_TOKEN_REVOKED = "application_token_revoked"  # noqa: S105
+    TOKEN_EXCHANGED = "token_exchanged"  # noqa: S105  # a service got a token to act for the account
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ class Passwords:
         if not self._nobody:
             self._nobody = await self.hash("nobody's password")
         matches = await self._run(self._matches, password_hash or self._nobody, _bytes(password))
-        return matches and password_hash is not None
+        return matches and bool(password_hash)
 
     def close(self) -> None:
         """Waits for the hashes in progress."""

@@ -14,7 +14,7 @@ from runtime.errors import Failure, Reason
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.sign_ins_domain import Rotation, SignIn
-from services.auth.tables import accounts, sign_ins, time
+from services.auth.tables import accounts, application_tokens, sign_ins, time
 
 _NEW_SIGN_IN: Final = (
     "id",
@@ -104,7 +104,21 @@ _END_AND_FORGET: Final = (
     )
     .where(sign_ins.c.account_id == bindparam("account_id"))
 )
-_REVOKED_SINCE: Final = sa.select(sign_ins.c.id).where(sign_ins.c.revoke_time >= bindparam("since", type_=time))
+_since: Final = bindparam("since", type_=time)
+# What goes by the id of an account itself, and so ends with it, are the tokens of services that act for its user.
+_REVOKED_SINCE: Final = sa.union_all(
+    sa.select(sign_ins.c.id).where(sign_ins.c.revoke_time >= _since),
+    sa.select(application_tokens.c.id).where(application_tokens.c.revoke_time >= _since),
+    sa.select(accounts.c.id).where(accounts.c.delete_time >= _since),
+)
+
+
+_LIVES: Final = sa.union_all(
+    sa.select(sign_ins.c.id).where(sign_ins.c.id == bindparam("id", type_=sa.Uuid), sign_ins.c.revoke_time.is_(None)),
+    sa.select(application_tokens.c.id).where(
+        application_tokens.c.id == bindparam("id", type_=sa.Uuid), application_tokens.c.revoke_time.is_(None)
+    ),
+)
 
 
 async def write_sign_in(transaction: Transaction, sign_in: SignIn) -> bool:
@@ -174,8 +188,13 @@ class SignInStore:
                 await write_event(transaction, event, now)
         return ended
 
+    async def lives(self, id: UUID) -> bool:
+        """Whether there is a sign-in, or an application token, with this id that was not ended."""
+        async with self._database.statements() as statements:
+            return await statements.one(_LIVES, id=id) is not None
+
     async def revoked_since(self, since: datetime) -> list[UUID]:
-        """Ids of the sign-ins ended at or after `since`."""
+        """Ids of the sign-ins, application tokens and accounts ended at or after `since`."""
         async with self._database.statements() as statements:
             return [row["id"] for row in await statements.all(_REVOKED_SINCE, since=since)]
 
