@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
+from runtime.call import Role
 from runtime.database import Database, Row
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
@@ -19,7 +20,7 @@ from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.garmin_credentials_store import forget_garmin_credentials
 from services.auth.sign_ins_domain import SignIn
-from services.auth.sign_ins_store import end_and_forget_sign_ins, write_sign_in
+from services.auth.sign_ins_store import end_and_forget_sign_ins, end_sign_ins, write_sign_in
 from services.auth.tables import accounts, erasures, time
 
 _now: Final = bindparam("now", type_=time)
@@ -50,6 +51,18 @@ _DELETE: Final = (
     )
     .where(accounts.c.id == bindparam("account_id"), accounts.c.delete_time.is_(None))
     .returning(accounts.c.delete_time)
+)
+_SET_ROLE: Final = (
+    sa.update(accounts)
+    .values(role=bindparam("role"))
+    .where(
+        accounts.c.id == bindparam("account_id"),
+        accounts.c.role != bindparam("role"),
+        accounts.c.delete_time.is_(None),
+    )
+)
+_ALL: Final = (
+    sa.select(*_ACCOUNT).where(accounts.c.delete_time.is_(None)).order_by(accounts.c.create_time, accounts.c.id)
 )
 _DELETED: Final = sa.select(accounts.c.delete_time).where(accounts.c.id == bindparam("account_id"))
 _INSERT_ERASURE: Final = sa.insert(erasures).values(
@@ -103,6 +116,23 @@ class AccountStore:
             await transaction.execute(_INSERT_ERASURE, account_id=account_id, now=now)
             await write_event(transaction, event, now)
         return now
+
+    async def set_role(self, account_id: UUID, role: Role, event: SecurityEvent, now: datetime) -> int | None:
+        """Gives an account a role and ends its sign-ins, whose tokens still name the other one; returns how many.
+
+        None: it has the role, or is gone.
+        """
+        async with self._database.transaction() as transaction:
+            if not await transaction.execute(_SET_ROLE, account_id=account_id, role=role):
+                return None
+            ended = await end_sign_ins(transaction, account_id, account_id, this=False, others=True, now=now)
+            await write_event(transaction, event, now)
+        return ended
+
+    async def all(self) -> list[Account]:
+        """Every account, oldest first."""
+        async with self._database.statements() as statements:
+            return [_account(row) for row in await statements.all(_ALL)]
 
     async def account_by_email(self, email: str) -> tuple[Account, str] | None:
         """The account and its password hash, or None when nobody has this e-mail."""
