@@ -34,7 +34,11 @@ _INSERT_SIGN_IN: Final = sa.insert(sign_ins).from_select(
     _NEW_SIGN_IN,
     sa.select(*(bindparam(name, type_=sign_ins.c[name].type) for name in _NEW_SIGN_IN))
     .select_from(accounts)
-    .where(accounts.c.id == bindparam("account_id", type_=sa.Uuid), accounts.c.delete_time.is_(None))
+    .where(
+        accounts.c.id == bindparam("account_id", type_=sa.Uuid),
+        accounts.c.delete_time.is_(None),
+        accounts.c.role == sa.func.coalesce(bindparam("role", type_=sa.Text), accounts.c.role),
+    )
     .with_for_update(read=True),
 )
 
@@ -122,7 +126,7 @@ _LIVES: Final = sa.union_all(
 
 
 async def write_sign_in(transaction: Transaction, sign_in: SignIn) -> bool:
-    """Adds a sign-in to what `transaction` does; False: its account is gone."""
+    """Adds a sign-in to what `transaction` does; False: its account is gone, or has another role."""
     return await transaction.execute(_INSERT_SIGN_IN, **_values(sign_in)) > 0
 
 
@@ -203,6 +207,7 @@ def _values(sign_in: SignIn) -> dict[str, object]:
     return {
         "id": sign_in.id,
         "account_id": sign_in.account_id,
+        "role": sign_in.role or None,
         "device_name": sign_in.device.name.strip(),
         "ip": sign_in.device.ip,
         "user_agent": sign_in.device.user_agent,

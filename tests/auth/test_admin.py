@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +13,15 @@ import psycopg
 import pytest
 
 from deploy.parts import ROOT
+from runtime.clock import utc_now
+from runtime.database import database
+from runtime.errors import Failure
+from services.auth.accounts import Account, Subscription
+from services.auth.accounts_store import AccountStore
+from services.auth.events_domain import Kind, SecurityEvent
+from services.auth.roles_domain import Roles
+from services.auth.sign_ins_domain import Device, SignIn
+from services.auth.sign_ins_store import SignInStore
 from tests.auth.callers import as_service
 from tests.conftest import Edge
 from tests.factories import PASSWORD, Phone
@@ -88,6 +98,39 @@ async def test_a_role_that_is_there_already_signs_nobody_out(edge: Edge, phone: 
     code, out, _ = await admin(edge, "revoke-admin", phone.email)
     assert (code, out) == (0, f"{phone.email} is user of tenant 1 already\n")
     assert (await phone.call("GET", "/v1/auth/me")).status_code == 200
+
+
+async def test_no_sign_in_with_the_former_role_outlives_it(database_url: str) -> None:
+    account = Account(
+        id=uuid4(),
+        email="ada@example.com",
+        tenant_id=1,
+        role="admin",
+        create_time=utc_now(),
+        subscription=Subscription(tier="free", status="inactive", end_time=None, cancel_at_period_end=False),
+    )
+    event = SecurityEvent(kind=Kind.SIGNED_IN, account_id=account.id)
+    async with database(database_url, connections=2, name="test") as db:
+        store = AccountStore(db)
+        await store.create(account, "", None, event)
+        before, after = (
+            SignIn(
+                id=uuid4(),
+                account_id=account.id,
+                device=Device(name="", ip="", user_agent=""),
+                method="password",
+                token_key=b"",
+                current_digest=b"",
+                create_time=utc_now(),
+                expire_time=utc_now() + timedelta(days=1),
+                role=role,
+            )
+            for role in ("admin", "user")
+        )
+        await Roles(store, now=utc_now).give(account.email, "user")
+        with pytest.raises(Failure, match="INVALID_CREDENTIALS"):
+            await SignInStore(db).create(before, event)
+        await SignInStore(db).create(after, event)
 
 
 async def test_whom_the_settings_name_stays_administrator_and_that_is_said(edge: Edge, phone: Phone) -> None:
