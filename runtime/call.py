@@ -27,6 +27,15 @@ class Principal:
     """Who issued the token, where that was not us: the account may be one that we have never heard of."""
     guest: bool = False
     """Whether it is an account without any way in but its sign-ins; when the token was made, it was."""
+    actor: str = ""
+    """The service that calls, service:<name>: as itself, or with `role` user in the user's name."""
+    scopes: frozenset[str] | None = None
+    """What an application's token is good for; None: all that the user may."""
+
+    @property
+    def delegated(self) -> bool:
+        """Whether somebody else calls in the user's name."""
+        return self.role != "service" and (bool(self.actor) or self.scopes is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from runtime.keys import parse_vault_keys
+
 SERVICES: Final = ("auth", "sessions", "uploads", "health", "websocket")
 
 
@@ -73,6 +75,12 @@ class Config(BaseSettings):
     """The account with this e-mail is administrator of its tenant."""
     guest_days: int = Field(90, ge=1)
     """Days after which a guest who has not been back is deleted."""
+
+    vault_keys: SecretStr = SecretStr("")
+    """id:base64 of 32 bytes, more of them behind commas, newest first: what seals stored credentials of other services;
+    empty: key files in home/keys."""
+    garmin_store_passwords: Literal["on", "off"] = "off"
+    """Whether passwords of Garmin accounts are stored, sealed like the tokens."""
 
     auth_address: str = "127.0.0.1:7101"
     sessions_address: str = "127.0.0.1:7102"
@@ -168,10 +176,22 @@ class Config(BaseSettings):
         """Adds the variables whose names say a provider's name."""
         return init_settings, _SsoSettings(settings_cls), env_settings
 
+    @field_validator("vault_keys")
+    @classmethod
+    def _vault_keys_readable(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            parse_vault_keys(value.get_secret_value())
+        return value
+
     @property
     def keys(self) -> Path:
         """The directory of the signing and mesh keys."""
         return self.home / "keys"
+
+    @property
+    def stores_garmin_passwords(self) -> bool:
+        """Whether passwords of Garmin accounts are stored."""
+        return self.garmin_store_passwords == "on"
 
     @property
     def limits_on(self) -> bool:

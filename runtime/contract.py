@@ -10,17 +10,21 @@ from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from satchel.auth.v1 import (
+    application_tokens_pb2,
     auth_pb2,
     deletions_pb2,
     devices_pb2,
     emails_pb2,
     exports_pb2,
+    garmin_credentials_pb2,
     guests_pb2,
     passwords_pb2,
     second_factors_pb2,
     security_events_pb2,
     sso_pb2,
     subscriptions_pb2,
+    token_exchange_pb2,
+    users_pb2,
 )
 from satchel.health.v1 import health_pb2
 from satchel.options.v1 import options_pb2 as options
@@ -48,6 +52,10 @@ FILES: Final = (
     guests_pb2,
     deletions_pb2,
     exports_pb2,
+    users_pb2,
+    garmin_credentials_pb2,
+    application_tokens_pb2,
+    token_exchange_pb2,
     exercise_sessions_pb2,
     puzzle_sessions_pb2,
     device_sessions_pb2,
@@ -66,6 +74,10 @@ INFRASTRUCTURE: Final = (
     "grpc.reflection.v1alpha.ServerReflection",
     "grpc.reflection.v1.ServerReflection",
 )
+
+
+# The one service whose rpcs are closed to who acts for a user, unless they say otherwise.
+_GUARDED: Final = "satchel.auth.v1"
 
 
 class ContractError(Exception):
@@ -110,6 +122,8 @@ class Policy:
     read_only: bool
     """Whether a repeat is safe whatever happened to the first call (NO_SIDE_EFFECTS)."""
     http: tuple[HttpRule, ...]
+    delegable: bool = True
+    """Whether it is open to an application's token, and to a service that acts for a user."""
 
     @property
     def service(self) -> str:
@@ -159,6 +173,7 @@ def _policy(method: MethodDescriptor) -> Policy:
         camel_case=said.Extensions[options.camel_case],
         read_only=said.idempotency_level == descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS,
         http=tuple(_http_rules(said)),
+        delegable=said.Extensions[options.delegable] or method.containing_service.file.package != _GUARDED,
     )
 
 

@@ -130,6 +130,7 @@ class Reason(Enum):
     EMAIL_REGISTERED = _same(StatusCode.ALREADY_EXISTS, 409, "CONFLICT", "This email is registered already.")
     IDENTITY_TAKEN = _same(StatusCode.ALREADY_EXISTS, 409, "CONFLICT", "This identity opens another account already.")
     LAST_WAY_IN = _same(StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "Nothing else would open the account.")
+    ALREADY_EXISTS = _same(StatusCode.ALREADY_EXISTS, 409, "CONFLICT", "There is one already.")
     IDEMPOTENCY_CONFLICT = Row(
         StatusCode.ABORTED,
         409,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -15,7 +16,10 @@ from uuid import UUID
 import jwt
 from satchel.options.v1 import options_pb2 as options
 
+from runtime import application_tokens
+from runtime.application_tokens import ResolvedToken
 from runtime.call import Principal
+from runtime.contract import Policy
 from runtime.errors import Failure, Reason
 from runtime.foreign import ForeignTokens
 from runtime.signed import (
@@ -38,22 +42,29 @@ SERVICE_TOKEN_SECONDS: Final = 300
 LEEWAY: Final = 5
 MAX_TOKEN_CHARS: Final = 8192
 CACHE_SIZE: Final = 10_000
+# How long what is known of an application's token is believed; its end is learned from the feed before that.
+APPLICATION_TOKEN_SECONDS: Final = 60
 # A token with a key id that nobody knows must not make every service ask for the keys every time.
 KEYS_PAUSE: Final = 5.0
 # How long a call waits for the first news of ended sign-ins.
 FIRST_NEWS: Final = 2.0
 
 _NOBODY: Final = UUID(int=0)
+_SERVICE: Final = re.compile(r"service:[a-z0-9_+-]{1,100}")
 
 
 @dataclass(frozen=True)
 class _Verified:
     principal: Principal
     expires_at: float
+    good_until: float = math.inf
+    """Then it is verified again."""
 
 
 class Revocations:
-    """Whose tokens are refused though they are alive: ended sign-ins, and users of other issuers deleted here."""
+    """Whose tokens are refused though they are alive: ended sign-ins, application tokens and accounts, and
+    users of other issuers who were deleted here.
+    """
 
     def __init__(
         self,
@@ -113,13 +124,16 @@ class Verifier:
         mesh_secret: bytes,
         revocations: Revocations,
         foreign: ForeignTokens | None = None,
+        resolve: Callable[[bytes], Awaitable[ResolvedToken | None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`fetch_keys` gives the public keys of the auth service as JSON Web Keys.
 
-        Tokens that name the issuer of `foreign` are its to judge; None: only ours are good.
+        Tokens that name the issuer of `foreign` are its to judge; None: only ours are good. `resolve` finds an
+        application's token by its digest; None: such tokens are not taken.
         """
         self._foreign = foreign
+        self._resolve = resolve
         self._fetch_keys = fetch_keys
         self._mesh_secret = mesh_secret
         self._revocations = revocations
@@ -140,7 +154,7 @@ class Verifier:
         if scheme.lower() != "bearer" or not token:
             raise Failure(Reason.MISSING_BEARER_TOKEN)
         known = self._cache.get(token)
-        if known is None:
+        if known is None or known.good_until <= self._clock():
             known = await self._verify(token)
             self._cache[token] = known
             if len(self._cache) > CACHE_SIZE:
@@ -153,6 +167,8 @@ class Verifier:
         return known.principal
 
     async def _verify(self, text: str) -> _Verified:
+        if text.startswith(application_tokens.PREFIX):
+            return await self._verify_application(text)
         token = parse(text, max_chars=MAX_TOKEN_CHARS)
         # Who it says has issued it decides which keys are tried, and each key is tried with its own algorithm only.
         if self._foreign is not None and token.claims.get("iss") == self._foreign.issuer:
@@ -163,7 +179,15 @@ class Verifier:
             if MESH_AUDIENCE not in audiences(token.claims) or not isinstance(token.claims.get("sub"), str):
                 raise Failure(Reason.INVALID_TOKEN)
             return _Verified(
-                Principal(user_id=_NOBODY, sign_in_id=_NOBODY, tenant_id=0, role="service", tier=""), expires
+                Principal(
+                    user_id=_NOBODY,
+                    sign_in_id=_NOBODY,
+                    tenant_id=0,
+                    role="service",
+                    tier="",
+                    actor=_service(token.claims["sub"]),
+                ),
+                expires,
             )
         if token.algorithm != SIGNED or token.kid is None:
             raise Failure(Reason.INVALID_TOKEN)
@@ -176,6 +200,25 @@ class Verifier:
         if claims.get("iss") != ISSUER:
             raise Failure(Reason.INVALID_TOKEN)
         return check_times(claims, now=self._clock(), leeway=LEEWAY)
+
+    async def _verify_application(self, token: str) -> _Verified:
+        if self._resolve is None or not application_tokens.is_well_formed(token):
+            raise Failure(Reason.INVALID_TOKEN)
+        found = await self._resolve(application_tokens.digest(token))
+        if found is None:
+            raise Failure(Reason.INVALID_TOKEN)
+        if found.revoked:
+            raise Failure(Reason.TOKEN_REVOKED)
+        # An administrator's rights are not lent to programs.
+        principal = Principal(
+            user_id=found.user_id,
+            sign_in_id=found.id,
+            tenant_id=found.tenant_id,
+            role="user",
+            tier=found.tier,
+            scopes=found.scopes,
+        )
+        return _Verified(principal, found.expires_at, self._clock() + APPLICATION_TOKEN_SECONDS)
 
     async def _key(self, kid: str) -> PublicKey:
         if kid not in self._keys:
@@ -198,6 +241,9 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
             tenant_id=int(claims["tenant_id"]),
             role="admin" if claims["role"] == "admin" else "user",
             tier=str(claims["tier"]),
+            guest=claims.get("guest") is True,
+            actor=_service(claims["act"]["sub"]) if "act" in claims else "",
+            scopes=frozenset(str(claims["scope"]).split()) if "scope" in claims else None,
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         raise Failure(Reason.INVALID_TOKEN) from None
@@ -236,6 +282,32 @@ def authorize(access: int, principal: Principal) -> None:
         (access in (options.ACCESS_USER, options.ACCESS_OPTIONAL) and role in ("user", "admin"))
         or (access == options.ACCESS_ADMIN and role == "admin")
         or (access == options.ACCESS_SERVICE and role == "service")
+        or (access == options.ACCESS_OPERATOR and role in ("admin", "service"))
+        or access == options.ACCESS_OWNER
     )
     if not allowed:
         raise Failure(Reason.FORBIDDEN)
+
+
+def check_delegation(policy: Policy, principal: Principal) -> None:
+    """Raises Failure(FORBIDDEN) unless the rpc is open to `principal`, who may call in a user's name and within scopes.
+
+    An application's scope is read, write (which includes read), or one of them for one service, as in sessions:read.
+    """
+    if not principal.delegated:
+        return
+    if not policy.delegable:
+        raise Failure(Reason.FORBIDDEN, "This takes a sign-in of the user.")
+    if principal.scopes is None:
+        return
+    enough = ("read", "write") if policy.read_only else ("write",)
+    service = policy.service.split(".")[1]
+    if principal.scopes.isdisjoint([*enough, *(f"{service}:{one}" for one in enough)]):
+        raise Failure(Reason.FORBIDDEN, f"The token lacks the scope {enough[0]} or {service}:{enough[0]}.")
+
+
+def _service(subject: object) -> str:
+    """The name of a service as a token gives it. Raises ValueError for anything else."""
+    if not isinstance(subject, str) or not _SERVICE.fullmatch(subject):
+        raise ValueError("no name of a service")
+    return subject

@@ -25,7 +25,7 @@ from runtime.clock import utc_now
 from runtime.contract import Policy
 from runtime.errors import Failure, Reason, rest_body, rpc_status
 from runtime.idempotency import idempotency_key_of
-from runtime.identity import Verifier, authorize
+from runtime.identity import Verifier, authorize, check_delegation
 from runtime.limits import RateLimiter, spent
 from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, logger
 
@@ -101,6 +101,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         if policy.access != options.ACCESS_PUBLIC and not _needs_none(call):
             call.principal = await self._verifier.principal(call.metadata.get("authorization"))
             authorize(policy.access, call.principal)
+            check_delegation(policy, call.principal)
         if self._limiter is not None and policy.limits and not _is_service(call):
             call.headers += await self._limiter.admit(call, request)
         if policy.takes_key:
@@ -245,6 +246,7 @@ class _Guard:
             ms=round(seconds * 1000, 2),
             request_id=call.request_id,
             user=call.principal.user_id if call.principal else None,
+            **({"actor": call.principal.actor} if call.principal and call.principal.actor else {}),
             client=call.client_ip,
         )
 

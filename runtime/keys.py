@@ -1,4 +1,4 @@
-"""Owns the keys on disk: the pair that signs access tokens and the secret that services know each other by."""
+"""Owns the keys on disk: those that sign access tokens, seal stored credentials, and let services know each other."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import base64
 import hashlib
 import json
 import os
+import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -63,6 +64,46 @@ def home_key(directory: Path, purpose: str) -> bytes:
     if not file.exists():
         _create_once(file, secrets.token_bytes(32))
     return HKDF(SHA256(), 32, salt=None, info=f"satchel {purpose}".encode()).derive(file.read_bytes())
+
+
+@dataclass(frozen=True)
+class VaultKey:
+    """A key that seals the keys of what is stored."""
+
+    id: str
+    secret: bytes = field(repr=False)
+    """32 bytes, for AES-256."""
+
+
+def vault_keys(directory: Path) -> list[VaultKey]:
+    """The vault's keys in `directory`, newest first; the newest seals. Creates the first one when there is none."""
+    files = sorted(directory.glob("vault-*.key"), reverse=True)
+    if not files:
+        add_vault_key(directory, 1)
+        files = sorted(directory.glob("vault-*.key"), reverse=True)
+    return [VaultKey(file.stem.removeprefix("vault-"), file.read_bytes()) for file in files]
+
+
+def add_vault_key(directory: Path, number: int) -> None:
+    """Puts a new key with this number, from 1, into `directory`; one that is there stays."""
+    _create_once(directory / f"vault-{number:04}.key", secrets.token_bytes(32))
+
+
+def parse_vault_keys(text: str) -> list[VaultKey]:
+    """The keys in a setting of the form id:base64,id:base64. Raises ValueError with a sentence that shows none."""
+    keys = []
+    for one in text.split(","):
+        id, separator, encoded = one.strip().partition(":")
+        try:
+            secret = base64.b64decode(encoded, validate=True)
+        except ValueError:
+            secret = b""
+        if not separator or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", id) or len(secret) != 32:
+            raise ValueError("each key must be an id, a colon and 32 bytes in base64")
+        keys.append(VaultKey(id, secret))
+    if len({key.id for key in keys}) < len(keys):
+        raise ValueError("two keys have the same id")
+    return keys
 
 
 def _signing_key(pem: bytes) -> SigningKey:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+import math
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,10 +15,19 @@ from uuid import UUID
 import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
-from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
+from satchel.auth.v1 import (
+    application_tokens_pb2,
+    application_tokens_pb2_grpc,
+    auth_pb2,
+    auth_pb2_grpc,
+    token_exchange_pb2,
+    token_exchange_pb2_grpc,
+)
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
 from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
 
+from runtime.application_tokens import ResolvedToken
+from runtime.coalesce import Coalesced
 from runtime.errors import Failure, Reason
 from runtime.identity import Revocations, ServiceTokens
 from runtime.telemetry import REVOCATION_ERRORS, logger
@@ -30,6 +42,10 @@ EXPORT_TIMEOUT: Final = 3600.0
 FILES_PER_PAGE: Final = 1000
 # An ended sign-in must be known everywhere within a second.
 REVOCATION_INTERVAL: Final = 0.5
+# RFC 8693.
+TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # noqa: S105  # the name of a grant
+USER_ID_TYPE: Final = "urn:satchel:user-id"
+ACTING_KEPT: Final = 10_000
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -60,7 +76,13 @@ class AuthClient:
 
     def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
         self._stub = auth_pb2_grpc.AuthServiceStub(opened)
+        self._applications = application_tokens_pb2_grpc.ApplicationTokenServiceStub(opened)
         self._tokens = tokens
+        self._resolved = Coalesced(self._resolve)
+
+    async def resolve(self, digest: bytes) -> ResolvedToken | None:
+        """What an application's token speaks for; None: nobody's. Raises grpc.aio.AioRpcError when auth is away."""
+        return await self._resolved.get(digest)
 
     async def keys(self) -> Iterable[Mapping[str, str]]:
         """The public signing keys as JSON Web Keys. Raises grpc.aio.AioRpcError when auth is away."""
@@ -81,6 +103,76 @@ class AuthClient:
         )
         ended, deleted = ([UUID(one) for one in ids] for ids in (response.sign_in_ids, response.deleted_user_ids))
         return ended, deleted, response.next_since
+
+    async def _resolve(self, digests: Sequence[bytes]) -> dict[bytes, ResolvedToken]:
+        response = await self._applications.ResolveApplicationTokens(
+            application_tokens_pb2.ResolveApplicationTokensRequest(digests=digests),
+            timeout=CALL_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
+        return {
+            one.digest: ResolvedToken(
+                id=UUID(one.id),
+                user_id=UUID(one.user_id),
+                tenant_id=one.tenant_id,
+                tier=one.tier,
+                scopes=frozenset(one.scopes),
+                expires_at=one.expire_time.ToMicroseconds() / 1e6 if one.HasField("expire_time") else math.inf,
+                revoked=one.revoked,
+            )
+            for one in response.tokens
+        }
+
+
+class Acting:
+    """How a service calls the others in a user's name: tokens of five minutes, each used for half of that."""
+
+    def __init__(
+        self, opened: grpc.aio.Channel, tokens: ServiceTokens, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`opened` leads to the auth service; `tokens` are those of the service that acts."""
+        self._stub = token_exchange_pb2_grpc.TokenExchangeServiceStub(opened)
+        self._tokens = tokens
+        self._monotonic = monotonic
+        self._kept: OrderedDict[UUID, tuple[str, float]] = OrderedDict()
+        self._exchanged = Coalesced(self._exchange)
+
+    async def acting_for(self, user_id: UUID) -> tuple[tuple[str, str], ...]:
+        """The metadata of a call in the user's name.
+
+        Raises Failure(NOT_FOUND) for a user who is gone, grpc.aio.AioRpcError when auth is away.
+        """
+        token, renew_at = self._kept.get(user_id, ("", -math.inf))
+        if self._monotonic() >= renew_at:
+            outcome = await self._exchanged.get(user_id)
+            if not isinstance(outcome, token_exchange_pb2.ExchangeTokenResponse):
+                self._kept.pop(user_id, None)
+                raise outcome or Failure(Reason.NOT_FOUND)
+            token = outcome.access_token
+            self._kept[user_id] = token, self._monotonic() + outcome.expires_in / 2
+            self._kept.move_to_end(user_id)
+            if len(self._kept) > ACTING_KEPT:
+                self._kept.popitem(last=False)
+        return (("authorization", f"Bearer {token}"),)
+
+    def forget(self, user_id: UUID) -> None:
+        """The user's token was refused somewhere: the next call gets another one."""
+        self._kept.pop(user_id, None)
+
+    async def _exchange(
+        self, user_ids: Sequence[UUID]
+    ) -> dict[UUID, token_exchange_pb2.ExchangeTokenResponse | Exception]:
+        return dict(zip(user_ids, await asyncio.gather(*map(self._exchange_one, user_ids)), strict=True))
+
+    async def _exchange_one(self, user_id: UUID) -> token_exchange_pb2.ExchangeTokenResponse | Exception:
+        request = token_exchange_pb2.ExchangeTokenRequest(
+            grant_type=TOKEN_EXCHANGE, subject_token=str(user_id), subject_token_type=USER_ID_TYPE
+        )
+        metadata = (("authorization", f"Bearer {self._tokens.current()}"),)
+        try:
+            return await self._stub.ExchangeToken(request, timeout=CALL_TIMEOUT, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            return Failure(Reason.NOT_FOUND) if error.code() is grpc.StatusCode.NOT_FOUND else error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -64,7 +64,13 @@ async def serving(
         auth = AuthClient(auth_channel, ServiceTokens(secret, "+".join(services)))
         revocations = Revocations(patience=config.revocation_patience)
         foreign = await stack.enter_async_context(foreign_tokens(config))
-        verifier = Verifier(fetch_keys=auth.keys, mesh_secret=secret, revocations=revocations, foreign=foreign)
+        verifier = Verifier(
+            fetch_keys=auth.keys,
+            mesh_secret=secret,
+            revocations=revocations,
+            foreign=foreign,
+            resolve=auth.resolve,
+        )
         limiter = RateLimiter(config.redis_url) if config.limits_on else None
         if limiter is not None:
             stack.push_async_callback(limiter.close)

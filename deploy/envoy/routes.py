@@ -48,6 +48,10 @@ PREFIX_DIALECTS: Final = (
     ("/", options.DIALECT_CORE),
 )
 
+# What a published API writes with a slash at the end: a template of the transcoder cannot have one, and its matcher
+# overlooks that of a request.
+_ALSO_WITH_SLASH: Final = ("/tokens",)
+
 _NOWHERE: Final = "nowhere"
 
 _BACK_OFF: Final = {"base_interval": "0.05s", "max_interval": "0.25s"}
@@ -272,6 +276,8 @@ def _metadata(dialect: int, camel_case: bool, *, streamed: bool = False) -> Conf
 
 
 def _path_match(rule: HttpRule) -> Config:
+    if rule.path in _ALSO_WITH_SLASH:
+        return {"safe_regex": {"regex": f"{re.escape(rule.path)}/?"}}
     if "{" not in rule.path:
         return {"path": rule.path}
     pieces = re.split(r"\{[^}]*\}", rule.path)

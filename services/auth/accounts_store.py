@@ -12,18 +12,28 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
+from runtime.call import Role
 from runtime.database import Database, Row, Transaction
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account, Subscription
+from services.auth.application_tokens_store import END_AND_FORGET as END_APPLICATION_TOKENS
 from services.auth.codes_store import forget_codes_and_mails
 from services.auth.deletions_store import write_deletion
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import FORGET as FORGET_EVENTS
 from services.auth.events_store import write_event
 from services.auth.sign_ins_domain import SignIn
-from services.auth.sign_ins_store import END_AND_FORGET, write_sign_in
+from services.auth.sign_ins_store import END_AND_FORGET, end_sign_ins, write_sign_in
 from services.auth.subscriptions_store import FORGET_OF_ACCOUNT
-from services.auth.tables import accounts, erasures, identities, recovery_codes, second_factors, time
+from services.auth.tables import (
+    accounts,
+    erasures,
+    garmin_credentials,
+    identities,
+    recovery_codes,
+    second_factors,
+    time,
+)
 
 
 def emptied(table: sa.Table) -> sa.Delete:
@@ -91,6 +101,18 @@ _UPGRADE: Final = (
     .where(accounts.c.id == bindparam("id"), accounts.c.is_guest, accounts.c.delete_time.is_(None))
     .returning(*_ACCOUNT)
 )
+_SET_ROLE: Final = (
+    sa.update(accounts)
+    .values(role=bindparam("role"))
+    .where(
+        accounts.c.id == bindparam("account_id"),
+        accounts.c.role != bindparam("role"),
+        accounts.c.delete_time.is_(None),
+    )
+)
+_ALL: Final = (
+    sa.select(*_ACCOUNT).where(accounts.c.delete_time.is_(None)).order_by(accounts.c.create_time, accounts.c.id)
+)
 _DELETED: Final = sa.select(accounts.c.delete_time).where(accounts.c.id == bindparam("account_id"))
 # Everything else that hangs on an account, by what its receipt calls it: emptied in the transaction that deletes the
 # account, with account_id and now given, and counted. A new table is one more line here: "name": emptied(table).
@@ -99,6 +121,8 @@ OWNED: Final[Mapping[str, sa.UpdateBase]] = {
     "identities": emptied(identities),
     "second_factors": emptied(second_factors),
     "recovery_codes": emptied(recovery_codes),
+    "application_tokens": END_APPLICATION_TOKENS,
+    "garmin_credentials": emptied(garmin_credentials),
     "subscription_events": FORGET_OF_ACCOUNT,
     "security_events": FORGET_EVENTS,
 }
@@ -187,12 +211,13 @@ class AccountStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, account: Account, password_hash: str, sign_in: SignIn, event: SecurityEvent) -> None:
-        """Stores a new account with its first sign-in. Raises Failure(EMAIL_REGISTERED)."""
+    async def create(self, account: Account, password_hash: str, sign_in: SignIn | None, event: SecurityEvent) -> None:
+        """Stores a new account with its first sign-in, if it has one. Raises Failure(EMAIL_REGISTERED)."""
         async with self._database.transaction() as transaction:
             if not await write_account(transaction, account, password_hash):
                 raise Failure(Reason.EMAIL_REGISTERED)
-            await write_sign_in(transaction, sign_in)
+            if sign_in is not None:
+                await write_sign_in(transaction, sign_in)
             await write_event(transaction, event, account.create_time)
 
     async def upgrade(
@@ -231,6 +256,23 @@ class AccountStore:
         """Accounts of users of other issuers that were deleted at or after `since`."""
         async with self._database.statements() as statements:
             return [row["id"] for row in await statements.all(_DELETED_FOREIGN, since=since)]
+
+    async def set_role(self, account_id: UUID, role: Role, event: SecurityEvent, now: datetime) -> int | None:
+        """Gives an account a role and ends its sign-ins, whose tokens still name the other one; returns how many.
+
+        None: it has the role, or is gone.
+        """
+        async with self._database.transaction() as transaction:
+            if not await transaction.execute(_SET_ROLE, account_id=account_id, role=role):
+                return None
+            ended = await end_sign_ins(transaction, account_id, account_id, this=False, others=True, now=now)
+            await write_event(transaction, event, now)
+        return ended
+
+    async def all(self) -> list[Account]:
+        """Every account, oldest first."""
+        async with self._database.statements() as statements:
+            return [account_of_row(row) for row in await statements.all(_ALL)]
 
     async def account_by_email(self, email: str) -> tuple[Account, str] | None:
         """The account and its password hash, or None when nobody has this e-mail."""

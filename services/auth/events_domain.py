@@ -49,6 +49,15 @@ class Kind(StrEnum):
     GUEST_CREATED = "guest_created"
     GUEST_MERGED = "guest_merged"
     GUEST_SIGNED_UP = "guest_signed_up"
+    USER_CREATED = "user_created"
+    ROLE_CHANGED = "role_changed"
+    GARMIN_LINKED = "garmin_linked"
+    GARMIN_CHANGED = "garmin_changed"
+    GARMIN_UNLINKED = "garmin_unlinked"
+    APPLICATION_TOKEN_CREATED = "application_token_created"  # noqa: S105
+    APPLICATION_TOKEN_CHANGED = "application_token_changed"  # noqa: S105
+    APPLICATION_TOKEN_REVOKED = "application_token_revoked"  # noqa: S105
+    TOKEN_EXCHANGED = "token_exchanged"  # noqa: S105  # a service got a token to act for the account
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,7 @@ class Identities:
             tenant_id=tenant_id,
             role="user",
             create_time=self._now(),
-            subscription=Subscription(tier=FREE_TIER, status="inactive", end_time=None, cancel_at_period_end=False),
+            subscription=NO_SUBSCRIPTION,
             email_verify_time=self._now() if identity.proved_email else None,
         )
         sign_in, tokens = self._sign_ins.prepare(account, device, identity.method)

@@ -71,6 +71,8 @@ class SignIn:
     """sha256 of the secret of the refresh token it stands at."""
     create_time: datetime
     expire_time: datetime
+    role: str = ""
+    """The account's that its first access token was made from: it is not stored once that has changed. Empty: any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,7 @@ class SignIns:
             current_digest=token.digest,
             create_time=now,
             expire_time=now + REFRESH_TOKEN_LIFETIME,
+            role=account.role,
         )
         return sign_in, Tokens(access=self._access_token(account, sign_in_id), refresh=str(token))
 

@@ -14,7 +14,7 @@ from runtime.errors import Failure, Reason
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.sign_ins_domain import MAX_SIGN_INS, Device, Rotation, SignIn
-from services.auth.tables import accounts, sign_ins, time
+from services.auth.tables import accounts, application_tokens, sign_ins, time
 
 _NEW_SIGN_IN: Final = (
     "id",
@@ -39,8 +39,12 @@ _INSERT_SIGN_IN: Final = sa.insert(sign_ins).from_select(
     _NEW_SIGN_IN,
     sa.select(*(bindparam(name, type_=sign_ins.c[name].type) for name in _NEW_SIGN_IN))
     .select_from(accounts)
-    .where(accounts.c.id == bindparam("account_id", type_=sa.Uuid), accounts.c.delete_time.is_(None))
-    .where(sa.or_(_shown.is_(None), accounts.c.password_hash == _shown))
+    .where(
+        accounts.c.id == bindparam("account_id", type_=sa.Uuid),
+        accounts.c.delete_time.is_(None),
+        accounts.c.role == sa.func.coalesce(bindparam("role", type_=sa.Text), accounts.c.role),
+        sa.or_(_shown.is_(None), accounts.c.password_hash == _shown),
+    )
     .with_for_update(key_share=True),
 )
 
@@ -144,11 +148,25 @@ _END_LEAST_USED: Final = (
     )
     .returning(sign_ins.c.id)
 )
-_REVOKED_SINCE: Final = sa.select(sign_ins.c.id).where(sign_ins.c.revoke_time >= bindparam("since", type_=time))
+_since: Final = bindparam("since", type_=time)
+# What goes by the id of an account itself, and so ends with it, are the tokens of services that act for its user.
+_REVOKED_SINCE: Final = sa.union_all(
+    sa.select(sign_ins.c.id).where(sign_ins.c.revoke_time >= _since),
+    sa.select(application_tokens.c.id).where(application_tokens.c.revoke_time >= _since),
+    sa.select(accounts.c.id).where(accounts.c.delete_time >= _since),
+)
+
+
+_LIVES: Final = sa.union_all(
+    sa.select(sign_ins.c.id).where(sign_ins.c.id == bindparam("id", type_=sa.Uuid), sign_ins.c.revoke_time.is_(None)),
+    sa.select(application_tokens.c.id).where(
+        application_tokens.c.id == bindparam("id", type_=sa.Uuid), application_tokens.c.revoke_time.is_(None)
+    ),
+)
 
 
 async def write_sign_in(transaction: Transaction, sign_in: SignIn, password_hash: str | None = None) -> bool:
-    """Adds a sign-in to what `transaction` does; False: its account is gone, or has another password by now.
+    """Adds a sign-in to what `transaction` does; False: its account is gone, or has another password or role.
 
     `password_hash` is that of the password that was shown; None: it is begun by something else. Of more live ones than
     an account may have the least recently used one ends.
@@ -238,8 +256,13 @@ class SignInStore:
                 await write_event(transaction, event, now)
         return ended
 
+    async def lives(self, id: UUID) -> bool:
+        """Whether there is a sign-in, or an application token, with this id that was not ended."""
+        async with self._database.statements() as statements:
+            return await statements.one(_LIVES, id=id) is not None
+
     async def revoked_since(self, since: datetime) -> list[UUID]:
-        """Ids of the sign-ins ended at or after `since`."""
+        """Ids of the sign-ins, application tokens and accounts ended at or after `since`."""
         async with self._database.statements() as statements:
             return [row["id"] for row in await statements.all(_REVOKED_SINCE, since=since)]
 
@@ -248,6 +271,7 @@ def _values(sign_in: SignIn) -> dict[str, object]:
     return {
         "id": sign_in.id,
         "account_id": sign_in.account_id,
+        "role": sign_in.role or None,
         "device_name": sign_in.device.name.strip(),
         "ip": sign_in.device.ip,
         "user_agent": sign_in.device.user_agent,

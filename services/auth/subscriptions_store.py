@@ -28,9 +28,7 @@ _INSERT: Final = (
     .on_conflict_do_nothing(index_elements=["source", "event_id"])
 )
 # Everybody whom transfers connect with a subscriber, in either direction.
-_seed = sa.select(bindparam("subscriber", type_=sa.Text).label("subscriber")).cte(
-    "connected", recursive=True
-)
+_seed = sa.select(bindparam("subscriber", type_=sa.Text).label("subscriber")).cte("connected", recursive=True)
 _connected: Final = _seed.union(
     sa.select(
         sa.case(

@@ -139,6 +139,36 @@ merges: Final = sa.Table(
     sa.Column("attempts", sa.Integer),
 )
 
+# Sealed: the columns by the row's data key, the data key by the vault's key `key_id`.
+garmin_credentials: Final = sa.Table(
+    "garmin_credentials",
+    _schema,
+    sa.Column("account_id", sa.Uuid, primary_key=True),
+    sa.Column("key_id", sa.Text),
+    sa.Column("sealed_key", sa.LargeBinary),
+    sa.Column("garmin_username", sa.LargeBinary),
+    sa.Column("garmin_password_plaintext", sa.LargeBinary),
+    sa.Column("access_token", sa.LargeBinary),
+    sa.Column("access_token_secret", sa.LargeBinary),
+    sa.Column("token_expiration_date", time),
+    sa.Column("create_time", time),
+    sa.Column("update_time", time),
+)
+
+application_tokens: Final = sa.Table(
+    "application_tokens",
+    _schema,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("account_id", sa.Uuid),
+    sa.Column("name", sa.Text),
+    sa.Column("scopes", postgresql.ARRAY(sa.Text)),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("create_time", time),
+    sa.Column("last_use_time", time),
+    sa.Column("expire_time", time),
+    sa.Column("revoke_time", time),
+)
+
 security_events: Final = sa.Table(
     "security_events",
     _schema,

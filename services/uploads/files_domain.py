@@ -199,7 +199,7 @@ class Files:
         if tenant_id < 1:
             raise invalid("tenant_id", "must be 1 or more")
         moved, told = await self._store.adopt(guest, user, tenant_id, domain=DOMAIN, now=self._now())
-        self._look()
+        self._outbox.look()
         if not told:
             raise Failure(Reason.UNAVAILABLE, "Not all was told of the guest yet.", retry_after=1)
         return moved

@@ -350,7 +350,9 @@ async def test_an_unknown_path_is_not_found(client: httpx.AsyncClient, method: s
     assert (answer.status_code, error(answer)["code"]) == (404, "NOT_FOUND")
 
 
-@pytest.mark.parametrize("path", ["/users", "/users/1", "/api/garmin/login", "/tokens/", "/activities/1?type=a"])
+@pytest.mark.parametrize(
+    "path", ["/users/1/x", "/garmin_credentials", "/api/garmin/login", "/tokens/", "/activities/1?type=a"]
+)
 async def test_the_detail_dialect_is_one_sentence(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
     assert answer.status_code == 404

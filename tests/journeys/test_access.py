@@ -48,6 +48,9 @@ USERS = {
 }
 ADMINS = {**USERS, "user": "FORBIDDEN"}
 SERVICES = {**USERS, "user": "FORBIDDEN", "admin": "FORBIDDEN", "service": ""}
+OPERATORS = {**USERS, "user": "FORBIDDEN", "service": ""}
+# Open to all who have a token; who may do it to whom is the rpc's to say.
+OWNERS = {**USERS, "service": ""}
 # Open to whoever has a signed link, which these callers have not.
 LINKED = {**USERS}
 
@@ -74,6 +77,18 @@ EXPECTED = {
     "/satchel.auth.v1.EmailService/RequestEmailVerification": USERS,
     "/satchel.auth.v1.EmailService/ChangeEmail": USERS,
     "/satchel.auth.v1.EmailService/VerifyEmail": USERS,
+    "/satchel.auth.v1.UserService/CreateUser": OPERATORS,
+    "/satchel.auth.v1.UserService/GetUser": OWNERS,
+    "/satchel.auth.v1.UserService/FindUser": OPERATORS,
+    "/satchel.auth.v1.GarminCredentialService/CreateGarminCredentials": SERVICES,
+    "/satchel.auth.v1.GarminCredentialService/UpdateGarminCredentials": SERVICES,
+    "/satchel.auth.v1.GarminCredentialService/GetGarminCredentials": SERVICES,
+    "/satchel.auth.v1.GarminCredentialService/DeleteGarminCredentials": SERVICES,
+    "/satchel.auth.v1.ApplicationTokenService/CreateApplicationToken": OWNERS,
+    "/satchel.auth.v1.ApplicationTokenService/UpdateApplicationToken": OWNERS,
+    "/satchel.auth.v1.ApplicationTokenService/ListApplicationTokens": OWNERS,
+    "/satchel.auth.v1.ApplicationTokenService/ResolveApplicationTokens": SERVICES,
+    "/satchel.auth.v1.TokenExchangeService/ExchangeToken": SERVICES,
     "/satchel.sessions.v1.ExerciseSessionService/CreateExerciseSession": USERS,
     "/satchel.sessions.v1.ExerciseSessionService/GetExerciseSession": USERS,
     "/satchel.sessions.v1.ExerciseSessionService/ListExerciseSessions": USERS,
@@ -146,7 +161,11 @@ ACCESS = {
     options.ACCESS_USER: (USERS,),
     options.ACCESS_ADMIN: (ADMINS,),
     options.ACCESS_SERVICE: (SERVICES,),
+    options.ACCESS_OPERATOR: (OPERATORS,),
+    options.ACCESS_OWNER: (OWNERS,),
 }
+# What the published API gives services a REST door to.
+SERVICE_DOORS = ("/garmin_credentials/{user_id}", "/v1/auth/token")
 
 STATUS = {
     "MISSING_BEARER_TOKEN": (grpc.StatusCode.UNAUTHENTICATED, 401),
@@ -211,6 +230,16 @@ def request_for(method: str) -> Message:
             for name in ("AdoptRecords", "AdoptFiles")
         },
         "EraseUserFiles": {"user_id": str(uuid4())},
+        "CreateUser": {"email": f"{uuid4().hex}@example.com"},
+        "FindUser": {"email": "nobody@example.com"},
+        "CreateApplicationToken": {"name": "a script", "scopes": ["read"]},
+        "CreateGarminCredentials": {"user_id": str(uuid4()), "garmin_username": "nobody"},
+        "UpdateGarminCredentials": {"user_id": str(uuid4()), "garmin_username": "nobody"},
+        **{
+            name: {"user_id": str(uuid4())}
+            for name in ("GetUser", "GetGarminCredentials", "DeleteGarminCredentials", "ListApplicationTokens")
+        },
+        "UpdateApplicationToken": {"user_id": str(uuid4()), "revoke": True},
     }.get(method.rpartition("/")[2], {})
     return json_format.ParseDict(content, request)
 
@@ -325,6 +354,8 @@ class TestEveryRpc:
             assert (answer, reason) == (None, expected)
         elif method.endswith("/AddActivity"):
             assert reason == "FORBIDDEN"  # the user that the request names is nobody
+        elif EXPECTED[method] is OWNERS and getattr(request_for(method), "user_id", "") and caller == "user":
+            assert reason == "FORBIDDEN"  # so is this one
         else:
             assert reason in LET_IN
 
@@ -364,7 +395,9 @@ class TestEveryRpc:
         for method, policy in OURS.items():
             if policy.access != options.ACCESS_SERVICE:
                 continue
-            assert policy.http == ()
+            if policy.http:
+                assert {rule.path for rule in policy.http} <= set(SERVICE_DOORS)
+                continue
             headers = {"authorization": callers.headers["service"]}
             answer = await edge.http.post(method, json={}, headers=headers)
             assert answer.status_code == 404

@@ -438,6 +438,14 @@ ELSEWHERE = {
     "ListHealthMetrics": "test_metrics_and_plans.py",
     "CreateWorkoutPlan": "test_metrics_and_plans.py",
     "GetWorkoutPlan": "test_metrics_and_plans.py",
+    **dict.fromkeys(("CreateUser", "GetUser", "FindUser"), "test_users.py"),
+    **dict.fromkeys(
+        (f"{verb}GarminCredentials" for verb in ("Create", "Update", "Get", "Delete")), "test_garmin_credentials.py"
+    ),
+    **dict.fromkeys(
+        ("CreateApplicationToken", "UpdateApplicationToken", "ListApplicationTokens"), "test_application_tokens.py"
+    ),
+    "ExchangeToken": "test_token_exchange.py",
     "HeadFile": "test_upload_refusals.py",
     "SignInWithProvider": "test_sso.py",
     "LinkIdentity": "test_sso.py",

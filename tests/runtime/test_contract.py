@@ -16,7 +16,7 @@ from runtime import contract
 from runtime.errors import Reason
 from services.sessions.schema_files import DIRECTORY
 
-ROOMS = ("app", "servicer", "convert", "domain", "store", "__main__", "__init__")
+ROOMS = ("app", "admin", "servicer", "convert", "domain", "store", "__main__", "__init__")
 # What a room may import from its own service, by the walk of a request: servicer → convert → domain ← store.
 ALLOWED = {
     "servicer": {"servicer", "convert", "domain", "part"},
@@ -25,6 +25,7 @@ ALLOWED = {
     "store": {"domain", "store", "part"},
     "part": {"domain", "part"},
     "app": {"servicer", "convert", "domain", "store", "part"},
+    "admin": {"app", "domain", "store", "part"},
     "__main__": {"app"},
     "__init__": set(),
 }

@@ -227,6 +227,12 @@ async def test_a_token_dies_with_its_sign_in_and_with_its_time(tmp_path: Any) ->
         (options.ACCESS_SERVICE, "admin", False),
         (options.ACCESS_SERVICE, "service", True),
         (options.ACCESS_USER, "service", False),
+        (options.ACCESS_OPERATOR, "user", False),
+        (options.ACCESS_OPERATOR, "admin", True),
+        (options.ACCESS_OPERATOR, "service", True),
+        (options.ACCESS_OWNER, "user", True),
+        (options.ACCESS_OWNER, "admin", True),
+        (options.ACCESS_OWNER, "service", True),
     ],
 )
 async def test_the_role_decides(tmp_path: Any, access: int, role: str, allowed: bool) -> None:
