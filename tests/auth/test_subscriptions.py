@@ -217,10 +217,7 @@ class TestBodies:
         [
             *(("event_id", bad) for bad in (None, "", 7, [], "x" * 201, "a\0b", " ", "\ud83d")),
             *(("type", bad) for bad in (None, "", 7, {}, "x" * 201, "a\nb")),
-            *(
-                ("user_id", bad)
-                for bad in (None, "", 7, "user_123", "x" * 10_000, BRACED, "g" * 32)
-            ),
+            *(("user_id", bad) for bad in (None, "", 7, "user_123", "x" * 10_000, BRACED, "g" * 32)),
             *(("tier", bad) for bad in (None, "", 7, "gold", "STUDIO", "a\0")),
             *(("status", bad) for bad in (None, "", 7, "ACTIVE", "trialing")),
             *(("period_end", bad) for bad in (7, "tomorrow", "2099-11-16", "2099-02-30T10:00:00Z", [])),
