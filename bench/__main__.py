@@ -14,13 +14,13 @@ from pathlib import Path
 
 import uvloop
 
-from bench import batched, calls, files, growth, latency, report, streams, sync
+from bench import batched, calls, files, growth, identity, latency, report, streams, sync
 from bench.machine import allow_files, machine
 from bench.memory import Usage, usage
 from bench.rounds import Pair, compare
 from bench.stack import stack
 
-GROUPS = ("calls", "batches", "sync", "files", "latency", "streams", "growth", "memory", "start")
+GROUPS = ("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "memory", "start")
 STARTS = 3
 WANTED_FILES = 20_000
 SETTLED = 2.0  # seconds after the start, or the load, until memory is looked at
@@ -42,6 +42,9 @@ machine's cores with everything they measure.
   service has, pydantic, and SQLAlchemy's async ORM on asyncpg into the same PostgreSQL. It makes the same promise, a
   receipt for each item and no bad one that sinks the rest, in the ORM's way: a savepoint for each.
 - {batched.BULK}: the same app without that promise: one SELECT, one add_all, and one bad item sinks its batch.
+- Identity: a refresh rotates the token of one of {identity.REFRESHING} sign-ins; the floor is an UPDATE of a row like
+  theirs, committed, on as many connections as the service has. Sign-ins hash with argon2id (64 MiB, three passes, four
+  lanes), as the floor does; while they run, one more user asks GetMe every 10 ms.
 - Files: {files.CHUNKS} MiB in chunks and {files.STREAMED:,} MiB in one go, random bytes that are new each time. The
   floor of sending is one thread that hashes each MiB with sha256 and writes it in its place, without fsync; the
   service hashes every byte twice when it comes in chunks (the chunk, the whole file) and makes it durable before it
@@ -80,6 +83,7 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
         pairs: list[Pair] = []
         lines: list[report.Line] = []
         finalized: list[float] = []
+        beside: list[float] = []
         memory: dict[str, list[Usage]] = {}
         async with stack(home, workers=workers) as running:
             about = machine(running.database_url)
@@ -88,6 +92,7 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                 memory["idle"] = usage(running)
             makers: dict[str, Callable[[AsyncExitStack], Awaitable[list[Pair]]]] = {
                 "calls": lambda exit: calls.pairs(running, directory, exit),
+                "identity": lambda exit: identity.pairs(running, exit, beside),
                 "batches": lambda exit: batched.pairs(running, directory, exit, workers=workers),
                 "sync": lambda exit: sync.pairs(running, exit),
                 "files": lambda exit: files.pairs(running, home, exit, finalized),
@@ -99,6 +104,8 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                         made = await make(exit)
                         await compare(made, rounds=options.rounds, seconds=options.seconds)
                     pairs += made
+            if "identity" in groups:
+                lines += [identity.beside_sign_ins(beside), await identity.verification()]
             if "files" in groups:
                 lines += [files.finalizing(finalized), await files.memory(running)]
             if "latency" in groups:
