@@ -99,6 +99,8 @@ async def _until_healthy(settings: Settings, stack: Stack, supervisor: Superviso
     deadline = time.monotonic() + READY_WITHIN
     answer = (0, "")
     while time.monotonic() < deadline:
+        if supervisor.refusals:
+            raise PartFailed("\n".join(supervisor.refusals))
         answer = await http_get((settings.probe_host, settings.port), "/healthz")
         # Each process by itself too: the mesh's answer comes from any of those that share an address.
         if answer[0] == 200 and await reaches_all(stack.admin) and await _all_answer(supervisor):
@@ -135,15 +137,19 @@ async def _answers(child: Child) -> bool:
 
 def _greet(settings: Settings, stack: Stack, supervisor: Supervisor, seconds: float) -> None:
     rows = [
-        (child.part.name, f"pid {child.pid}", _place(child.part.url), _short(child.part.log))
+        (
+            *(child.part.name, f"pid {child.pid}", _place(child.part.url)),
+            f"metrics {child.part.metrics}" if child.part.metrics else "",
+            _short(child.part.log),
+        )
         for child in supervisor.children
     ]
     for name, url in (("postgres", settings.database_url), ("redis", settings.redis_url)):
         if url:
-            rows.append((name, "external", _without_password(url), ""))
+            rows.append((name, "external", _without_password(url), "", ""))
     if not stack.environment.get("SATCHEL_REDIS_URL"):
-        rows.append(("redis", "none", "no redis-server or valkey-server on PATH: running without", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        rows.append(("redis", "none", "no redis-server or valkey-server on PATH: running without", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     url = settings.public_url
@@ -152,7 +158,8 @@ def _greet(settings: Settings, stack: Stack, supervisor: Supervisor, seconds: fl
         f"\nReady in {seconds:.1f} s\n\n"
         f"  REST, gRPC, gRPC-Web  {url}\n"
         f"  WebSocket             {url.replace('http', 'ws', 1)}/ws/mobile/sync/?device_id=...\n"
-        f"  Health                {url}/healthz\n\n"
+        f"  Health                {url}/healthz\n"
+        "  Metrics               http://<metrics>/metrics and /readyz of each process above\n\n"
         f"  curl -X POST {url}/v1/auth/signup -H 'content-type: application/json' -d '{body}'\n\n"
         f"{_mail(stack)}"
         "Ctrl-C stops everything"

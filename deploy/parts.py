@@ -38,6 +38,8 @@ class Part:
     log: Path
     # Where it listens, as people and clients write it; empty for a part that doesn't.
     url: str = ""
+    # host:port of its /metrics and /readyz; empty for a part that has none.
+    metrics: str = ""
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     cwd: Path = ROOT
     # The account to run as; empty for ours.

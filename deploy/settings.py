@@ -21,6 +21,8 @@ class Settings:
     redis_url: str
     # Processes per service.
     workers: int
+    # Proxies before the edge, each of which adds the address of its caller to X-Forwarded-For.
+    trusted_hops: int = 0
 
     @property
     def probe_host(self) -> str:
@@ -52,6 +54,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         database_url=environment.get("SATCHEL_DATABASE_URL", ""),
         redis_url=environment.get("SATCHEL_REDIS_URL", ""),
         workers=_number(environment, "WORKERS", 1, range(1, 65)),
+        trusted_hops=_number(environment, "SATCHEL_TRUSTED_HOPS", 0, range(17)),
     )
 
 

@@ -100,6 +100,7 @@ class Stack:
                     name: (LOOPBACK, self.ports[DOOR if name == WEBSOCKET_CLUSTER else name]) for name in SERVICES
                 },
                 descriptor_set=ROOT / "gen" / "satchel.pb",
+                trusted_hops=self.settings.trusted_hops,
             ),
             config=self.run / "envoy.json",
             admin=admin,
@@ -119,6 +120,7 @@ class Stack:
         return replace(
             self._module(f"services.{service}", name, SATCHEL_METRICS_ADDRESS=f"{own[0]}:{own[1]}"),
             url=f"{LOOPBACK}:{self.ports[DOOR if service == WEBSOCKET_CLUSTER else service]}",
+            metrics=f"{own[0]}:{own[1]}",
             ready=ready,
         )
 

@@ -1,6 +1,7 @@
 """Keeps parts running: starts them tier by tier, restarts what dies, stops everything last tier first."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
@@ -38,6 +39,8 @@ class Supervisor:
         self._now = now
         self._tiers: list[list[Child]] = []
         self._watchers: list[asyncio.Task[None]] = []
+        self.refusals: list[str] = []
+        """What parts said that would not even begin with their settings; starting those again would not help."""
 
     @property
     def children(self) -> list[Child]:
@@ -48,7 +51,7 @@ class Supervisor:
         """Starts parts together, as a tier that is stopped together, before those started earlier.
 
         With `until_ready`, returns when all of them answer and raises PartFailed if one doesn't.
-        From then on a part that dies is restarted.
+        From then on a part that dies is restarted, unless the first thing it did was to refuse its settings.
         """
         tier = [Child(part) for part in parts]
         # Before the first await: what is half started is stopped too.
@@ -80,10 +83,14 @@ class Supervisor:
             await child.until_ready()
 
     async def _keep_running(self, child: Child) -> None:
-        backoff = self._backoff()
+        backoff, first = self._backoff(), True
         while True:
             started = self._now()
-            report = child.obituary(await child.wait())
+            code = await child.wait()
+            if first and code == os.EX_CONFIG:
+                self.refusals.append(f"{child.part.name}: {' '.join(child.last_lines(1))}")
+                return
+            first, report = False, child.obituary(code)
             uptime = self._now() - started
             while report:
                 delay = backoff.after(uptime)

@@ -55,6 +55,8 @@ class Watch:
     """Raises Failure when the token has expired or its sign-in was ended since."""
     count: Callable[[str], Awaitable[None]]
     """Counts a message as a call of the rpc that is named as on the wire. Raises Failure(RATE_LIMITED)."""
+    cut: Callable[[], None]
+    """Ends the stream though its caller does not take what was written; what was not taken is lost."""
     draining: asyncio.Event
     """Set when this process is about to stop."""
 

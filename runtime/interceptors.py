@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from grpc.aio import AbortError, ServicerContext
 from satchel.options.v1 import options_pb2 as options
 
+from runtime.breaking import TOO_MANY_TRAILERS
 from runtime.call import Call, Watch, current
 from runtime.clock import utc_now
 from runtime.contract import Policy
@@ -107,8 +108,8 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         if policy.takes_key:
             call.idempotency = idempotency_key_of(call.metadata, request)
 
-    def watch(self, call: Call) -> Watch:
-        """What the contract goes on doing for a stream that was let in."""
+    def watch(self, call: Call, cut: Callable[[], None]) -> Watch:
+        """What the contract goes on doing for a stream that was let in; `cut` as Watch.cut."""
 
         async def recheck() -> None:
             if policy.access != options.ACCESS_PUBLIC:
@@ -119,7 +120,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
                 await self._limiter.admit(replace(call, policy=self._policies[method], headers=()), None)
 
         policy = call.policy
-        return Watch(recheck=recheck, count=count, draining=self._draining)
+        return Watch(recheck=recheck, count=count, cut=cut, draining=self._draining)
 
     @property
     def call_timeout(self) -> float:
@@ -181,12 +182,11 @@ class _Guard:
                 await self._refuse(error, call, context, outcome)
 
     async def unary_stream(self, data: bytes, context: ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        call = _begin(self._policy, context)
+        call, begun = _begin(self._policy, context), False
         with self._measured(call) as outcome:
             try:
                 request = self._read(data)
                 await self._contract.admit(call, request)
-                begun = False
                 async with aclosing(self._answer(request, context)) as responses:
                     async for response in responses:
                         # Not before: a call that is refused by its handler must not have begun to succeed.
@@ -197,25 +197,27 @@ class _Guard:
                 if not begun:
                     await _send_headers(call, context)
             except Exception as error:
-                await self._refuse(error, call, context, outcome)
+                await self._refuse(error, call, context, outcome, begun=begun)
 
-    async def stream_stream(
-        self, stream: AsyncIterator[bytes], context: ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
+    async def stream_stream(self, stream: AsyncIterator[bytes], context: ServicerContext[Any, Any]) -> None:
         call = _begin(self._policy, context)
+        writing = _Writing(context)
         with self._measured(call) as outcome:
             try:
                 await self._contract.admit(call, None)
-                call.watch = self._contract.watch(call)
+                call.watch = self._contract.watch(call, writing.cut)
                 # At once, even if empty: what stands between waits for the answer to begin.
                 await context.send_initial_metadata(call.headers)
-                async with aclosing(
-                    cast(Any, self._handler.stream_stream)(self._read_all(stream), context)
-                ) as responses:
-                    async for response in responses:
-                        yield response
+                await self._converse(stream, context, writing)
             except Exception as error:
                 await self._refuse(error, call, context, outcome)
+
+    async def _converse(
+        self, stream: AsyncIterator[bytes], context: ServicerContext[Any, Any], writing: _Writing
+    ) -> None:
+        async with aclosing(cast(Any, self._handler.stream_stream)(self._read_all(stream), context)) as responses:
+            async for response in responses:
+                await writing.write(response)
 
     def _read(self, data: bytes) -> Any:
         try:
@@ -255,17 +257,29 @@ class _Guard:
         self._active.inc()
 
     async def _refuse(
-        self, error: Exception, call: Call, context: ServicerContext[Any, Any], outcome: _Measured
+        self,
+        error: Exception,
+        call: Call,
+        context: ServicerContext[Any, Any],
+        outcome: _Measured,
+        *,
+        begun: bool = False,
     ) -> None:
+        """Ends the call with what `error` amounts to; `begun`: behind a part of the answer."""
         if isinstance(error, AbortError):
             outcome.code = cast(Any, context.code()) or grpc.StatusCode.UNKNOWN
             raise error
         failure = failure_of(error)
+        # What the handler held goes now: a caller may take its time with the refusal.
+        failure.__traceback__ = None
         outcome.code, outcome.reason = failure.reason.row.code, failure.reason.name
         if failure.reason is Reason.INTERNAL:
             logger().error("a handler failed", method=self._policy.method, request_id=call.request_id, exc_info=error)
         elif failure is not error:
             logger().warning("a call failed", request_id=call.request_id, error=repr(error))
+        if begun and call.rest:
+            logger().error("an answer broke off", method=self._policy.method, request_id=call.request_id)
+            await context.abort(failure.reason.row.code, failure.message, trailing_metadata=TOO_MANY_TRAILERS)
         await abort(failure, call, context)
 
 
@@ -293,6 +307,33 @@ class _Measured:
         if kind is None or not issubclass(kind, GeneratorExit):
             # A stream that is closed from outside ends in another context, which has nothing to reset.
             current.reset(self._token)
+
+
+class _Writing:
+    """What is written to a caller who may not take it: a write waits for as long as the caller's window is full."""
+
+    def __init__(self, context: ServicerContext[Any, Any]) -> None:
+        self._context = context
+        self._task = asyncio.current_task()
+        self._writing = self._cut = False
+
+    async def write(self, response: Any) -> None:
+        """Raises Failure(DEADLINE_EXCEEDED) when it is cut before it is done."""
+        self._writing = True
+        try:
+            await self._context.write(response)
+        except asyncio.CancelledError:
+            if not self._cut or self._task is None or self._task.uncancel():
+                raise
+            raise Failure(Reason.DEADLINE_EXCEEDED, "Nobody takes what is sent here.") from None
+        finally:
+            self._writing = False
+
+    def cut(self) -> None:
+        """Ends the write under way, if there is one."""
+        if self._writing and not self._cut and self._task is not None:
+            self._cut = True
+            self._task.cancel()
 
 
 def taken_in_turn(decode: Callable[[bytes], Any], *, at_once: int) -> Callable[[T], T]:

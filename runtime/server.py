@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -106,13 +108,17 @@ async def serving(
 
 
 def main(services: Mapping[str, Service]) -> None:
-    """Runs `services` until SIGTERM or SIGINT; exits with a sentence when a setting, or what it names, is wrong."""
+    """Runs `services` until SIGTERM or SIGINT.
+
+    Exits with a sentence when a setting, or what it names, is wrong; the code says that starting again would not help.
+    """
     try:
         config = from_environment()
         log_to_stderr("+".join(services), config.log_level)
         uvloop.run(_until_signal(config, services))
     except ConfigError as error:
-        raise SystemExit(f"satchel: {error}") from None
+        print(f"satchel: {error}", file=sys.stderr)
+        sys.exit(os.EX_CONFIG)
 
 
 async def _until_signal(config: Config, services: Mapping[str, Service]) -> None:

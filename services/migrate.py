@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import psycopg
@@ -18,7 +19,7 @@ def main() -> int:
             migrate(config.database_url, service)
     except (ConfigError, psycopg.Error) as error:
         print(f"migrate: {error}", file=sys.stderr)
-        return 1
+        return os.EX_CONFIG if isinstance(error, ConfigError) else 1
     return 0
 
 

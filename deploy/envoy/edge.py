@@ -21,8 +21,10 @@ _FILTERS: Final = f"{_EXTENSIONS}.filters.http"
 _MONITORS: Final = f"{_EXTENSIONS}.resource_monitors"
 
 # Headers by which the edge and the services talk: a client's own ones are dropped before anything reads them.
-_RESERVED_HEADERS: Final = ("x-request-id", "x-forwarded-for", "x-error-body", "x-http-status")
+_RESERVED_HEADERS: Final = ("x-request-id", "x-error-body", "x-http-status")
 _RESERVED_PREFIX: Final = "x-envoy-"
+# As what stands before the edge, where something does, says who called it.
+_CALLERS: Final = "x-forwarded-for"
 
 # Neither header values nor the query: both carry tokens.
 _ACCESS_LOG: Final = {
@@ -51,11 +53,13 @@ def bootstrap(
     services: dict[str, tuple[str, int]],
     descriptor_set: Path,
     log_path: str = "/dev/stdout",
+    trusted_hops: int = 0,
 ) -> Config:
     """The whole configuration of an Envoy that serves `services` (name to address) on `listen`.
 
     Addresses are those of gRPC, but for the WebSocket door the one where it takes connections. `admin_path` is the
-    socket file of Envoy's admin page; `descriptor_set` the protos with everything they import.
+    socket file of Envoy's admin page; `descriptor_set` the protos with everything they import. So many proxies before
+    this one are believed (`trusted_hops`) about who called them.
     """
     if missing := routes.clusters() - services.keys():
         raise ValueError(f"no address for {', '.join(sorted(missing))}")
@@ -63,7 +67,7 @@ def bootstrap(
         "node": {"id": "edge", "cluster": "satchel"},
         "admin": {"address": {"pipe": {"path": admin_path}}},
         "static_resources": {
-            "listeners": [_listener(listen, _connection_manager(descriptor_set, log_path))],
+            "listeners": [_listener(listen, _connection_manager(descriptor_set, log_path, trusted_hops))],
             "clusters": [_cluster(name, host, port) for name, (host, port) in services.items()],
         },
         "overload_manager": {
@@ -99,13 +103,13 @@ def _listener(listen: tuple[str, int], connection_manager: Config) -> Config:
     }
 
 
-def _connection_manager(descriptor_set: Path, log_path: str) -> Config:
+def _connection_manager(descriptor_set: Path, log_path: str, trusted_hops: int) -> Config:
     return {
         "@type": f"{_EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "edge",
         "server_name": "satchel",
         "codec_type": "AUTO",
-        **_trust(),
+        **_trust(trusted_hops),
         **_limits(),
         # Off but on the routes that lead to the door.
         "upgrade_configs": [{"upgrade_type": "websocket", "enabled": False}],
@@ -130,11 +134,14 @@ def _connection_manager(descriptor_set: Path, log_path: str) -> Config:
     }
 
 
-def _trust() -> Config:
-    """What is believed of a request: its peer's address, and nothing that it says of itself."""
+def _trust(hops: int) -> Config:
+    """What is believed of a request: its peer's address, or whom so many proxies saw, and nothing it says of itself."""
+    # Each proxy adds the address of who called it at the end: what stands before theirs is the caller's own word.
+    removed = _RESERVED_HEADERS if hops else (*_RESERVED_HEADERS, _CALLERS)
     return {
         # With internal_address_config unset no address is trusted: a client on this network is like any other.
         "use_remote_address": True,
+        "xff_num_trusted_hops": hops,
         "generate_request_id": True,
         "early_header_mutation_extensions": [
             {
@@ -142,7 +149,7 @@ def _trust() -> Config:
                 "typed_config": {
                     "@type": f"{_EXTENSIONS}.http.early_header_mutation.header_mutation.v3.HeaderMutation",
                     "mutations": [
-                        *({"remove": name} for name in _RESERVED_HEADERS),
+                        *({"remove": name} for name in removed),
                         {"remove_on_match": {"key_matcher": {"prefix": _RESERVED_PREFIX}}},
                     ],
                 },

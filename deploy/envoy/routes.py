@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from satchel.options.v1 import options_pb2 as options
 
-from deploy.envoy import replies
+from deploy.envoy import browsers, replies
 from deploy.envoy.replies import DIALECT_NAMES
 from runtime import contract
 from runtime.contract import HttpRule, Policy
@@ -26,6 +26,8 @@ UNARY_DURATION: Final = "600s"
 UNARY_IDLE_TIMEOUT: Final = "60s"
 # Longer than a phone may say nothing: the service that knows why a stream ends gets to say so.
 STREAM_IDLE_TIMEOUT: Final = "330s"
+# Longer than a phone's stream may live, for the same reason; it ends those whose phone takes nothing any more.
+STREAM_DURATION: Final = "3900s"
 WEBSOCKET_CLUSTER: Final = "websocket"
 WEBSOCKET_PATHS: Final = ("/ws/mobile/sync/", "/ws/mobile/sync")
 WEBSOCKET_HEALTH_PATH: Final = "/healthz"
@@ -64,46 +66,6 @@ _RETRY_READS: Final = {
 # Only when the first try certainly never reached a handler.
 _RETRY_WRITES: Final = {"retry_on": "connect-failure,refused-stream", "num_retries": 2, "retry_back_off": _BACK_OFF}
 
-_CORS_POLICY: Final = {
-    "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
-    # Tokens travel in a header that no browser adds by itself: a foreign page gains nothing, so any origin may call.
-    "allow_origin_string_match": [{"safe_regex": {"regex": ".*"}}],
-    "allow_credentials": False,
-    "allow_methods": "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS",
-    "allow_headers": ", ".join(
-        (
-            "authorization",
-            "content-type",
-            "idempotency-key",
-            "x-idempotency-key",
-            "x-chunk-checksum",
-            "x-client-time",
-            "x-device-id",
-            "x-app-version",
-            "x-os-version",
-            "x-network-type",
-            "x-grpc-web",
-            "x-user-agent",
-            "grpc-timeout",
-        )
-    ),
-    "expose_headers": ", ".join(
-        (
-            "ratelimit-limit",
-            "ratelimit-remaining",
-            "ratelimit-reset",
-            "ratelimit-policy",
-            "retry-after",
-            "x-request-id",
-            "etag",
-            "grpc-status",
-            "grpc-message",
-            "grpc-status-details-bin",
-        )
-    ),
-    "max_age": "86400",
-}
-
 
 def virtual_host(*, camel_transcoder: Config) -> Config:
     """Every route; `camel_transcoder` is the transcoder's configuration for the rpcs with camelCase names."""
@@ -112,7 +74,7 @@ def virtual_host(*, camel_transcoder: Config) -> Config:
     return {
         "name": "satchel",
         "domains": ["*"],
-        "typed_per_filter_config": {CORS: _CORS_POLICY},
+        "typed_per_filter_config": {CORS: browsers.POLICY},
         "routes": [
             *(_websocket(path) for path in WEBSOCKET_PATHS),
             *(_no_websocket(prefix, dialect) for prefix, dialect in PREFIX_DIALECTS),
@@ -147,11 +109,23 @@ def streaming(method: str) -> bool:
     return method in _STREAMING
 
 
+def conversing(method: str) -> bool:
+    """Whether both sides are."""
+    return method in _CONVERSING
+
+
 _STREAMING: Final = frozenset(
     f"/{service.full_name}/{method.name}"
     for service in contract.services()
     for method in service.methods
     if method.client_streaming or method.server_streaming
+)
+
+_CONVERSING: Final = frozenset(
+    f"/{service.full_name}/{method.name}"
+    for service in contract.services()
+    for method in service.methods
+    if method.client_streaming and method.server_streaming
 )
 
 
@@ -240,7 +214,9 @@ def _nothing(match: Config, dialect: int, camel_case: bool) -> Config:
 
 
 def _action(policy: Policy) -> Config:
-    streamed = {"timeout": "0s", "idle_timeout": STREAM_IDLE_TIMEOUT}
+    streamed: Config = {"timeout": "0s", "idle_timeout": STREAM_IDLE_TIMEOUT}
+    if conversing(policy.method):
+        streamed["max_stream_duration"] = {"max_stream_duration": STREAM_DURATION}
     unary = {
         "timeout": UNARY_TIMEOUT,
         "idle_timeout": UNARY_IDLE_TIMEOUT,

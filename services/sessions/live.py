@@ -15,7 +15,7 @@ from runtime.errors import Failure, Reason
 from runtime.hints import Hints, hints
 from runtime.interceptors import failure_of
 from runtime.telemetry import STREAMS_OPEN, logger
-from services.sessions.streams_domain import Stream
+from services.sessions.streams_domain import CUT_SECONDS, Stream
 from services.sessions.streams_messages import Cause, Goodbye, StreamLimits
 
 if TYPE_CHECKING:
@@ -111,6 +111,10 @@ class Live:
                 await self._poll()
 
     async def _visit(self, stream: Stream, until: float, now: float) -> None:
+        if stream.ended_at:
+            if stream.telling_since and now - stream.ended_at > CUT_SECONDS:
+                stream.watch.cut()
+            return
         try:
             await stream.watch.recheck()
         except Exception as error:  # nobody would look after the others
@@ -130,7 +134,8 @@ class Live:
             return Cause.DRAINING
         if now - stream.heard_at > self.limits.idle:
             return Cause.IDLE
-        if stream.full_since and now - stream.full_since > self.limits.idle:
+        slow_since = stream.full_since or stream.telling_since
+        if slow_since and now - slow_since > self.limits.idle:
             return Cause.TOO_SLOW
         return Cause.LIFETIME if now > until else None
 

@@ -46,6 +46,8 @@ MAX_WAITING: Final = 16
 MAX_TOGETHER: Final = 1000
 # How long a stream that is sent away waits for the receipts of what is being stored.
 GOODBYE_SECONDS: Final = 2.0
+# How long it may take until a phone that is sent away has taken what it is told; then it is cut off.
+CUT_SECONDS: Final = 5.0
 MAX_STRIKES: Final = 3
 MAX_REQUEST_ID_CHARS: Final = 64
 MAX_WORD_CHARS: Final = 64
@@ -89,7 +91,9 @@ class Streams:
         with self.live.joined(stream):
             async with aclosing(stream.talk(said)) as told:
                 async for event in told:
+                    stream.telling_since = time.monotonic()
                     yield event
+                    stream.telling_since = 0.0
 
 
 class Stream:
@@ -101,6 +105,10 @@ class Stream:
         self.heard_at = self.opened_at = time.monotonic()
         self.full_since = 0.0
         """Since when no further page may be sent for want of an ack; 0: one may."""
+        self.telling_since = 0.0
+        """Since when the phone does not take what it is told; 0: it has taken all."""
+        self.ended_at = 0.0
+        """When it was sent away; 0: it was not."""
         self.position = 0
         """Up to here the feed was sent."""
         self._floor = 0
@@ -166,6 +174,7 @@ class Stream:
     def end(self, why: Failure | Goodbye) -> None:
         """Nothing more is said but `why`."""
         self._end = self._end or why
+        self.ended_at = self.ended_at or time.monotonic()
         self._wake.set()
         self._room.set()
 

@@ -10,7 +10,6 @@ from grpc.aio import ServicerContext
 from satchel.uploads.v1 import uploads_pb2 as pb
 from satchel.uploads.v1 import uploads_pb2_grpc as pb_grpc
 
-from runtime.breaking import unbroken
 from runtime.call import answer_headers, answer_status, header, principal, principal_if_any
 from runtime.clock import to_timestamp
 from runtime.interceptors import taken_in_turn
@@ -97,7 +96,7 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
     async def GetFile(self, request: pb.GetFileRequest, context: Context) -> AsyncIterator[HttpBody]:
         reading = await self._reading(request)
         content_type = reading.upload.mime_type
-        async for piece in unbroken(self._files.bytes_of(reading), context):
+        async for piece in self._files.bytes_of(reading):
             yield HttpBody(content_type=content_type, data=piece)
             content_type = ""
 

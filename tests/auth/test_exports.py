@@ -10,10 +10,12 @@ from typing import Any
 
 import httpx
 import psycopg
+import pytest
 
 from tests.auth.test_receipts import mesh_of_processes, store_file
 from tests.conftest import Edge
 from tests.factories import PASSWORD, Phone, change
+from tests.sessions.test_exports import store_42_megabytes
 
 PATH = "/v1/auth/export"
 
@@ -106,6 +108,24 @@ async def test_a_service_that_is_away_is_told_before_anything_is_sent(database_u
             answer = await phone.call("GET", PATH)
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "UNAVAILABLE")
             assert "content-disposition" not in answer.headers
+
+
+async def test_one_that_cannot_go_on_breaks_the_line(database_url: str, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        edge, children = await mesh_of_processes(stack, database_url, tmp_path)
+        phone = await edge.phone()
+        store_42_megabytes(edge, phone)
+        got = bytearray()
+        async with edge.http.stream("GET", PATH, headers=phone.headers) as answer:
+            assert answer.status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError):
+                async for piece in answer.aiter_bytes():
+                    got += piece
+                    if children["sessions"].running:
+                        children["sessions"].kill()
+                        await children["sessions"].wait()
+        assert b'"format":"satchel-account-export"' in got[:100]
+        assert b'"end":true' not in got[-200:]
 
 
 async def test_every_account_may_ask_only_so_often(own_edge: Callable[..., Awaitable[Edge]]) -> None:

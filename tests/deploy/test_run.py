@@ -124,6 +124,28 @@ async def test_a_code_that_would_be_mailed_is_found_where_the_terminal_says(home
         assert (await http.post("/auth/password/reset", json=reset)).status_code == 200
 
 
+async def test_metrics_are_where_the_terminal_says(home: Path) -> None:
+    async with launched(home) as terminal, httpx.AsyncClient() as http:
+        await terminal.read_until("Ctrl-C stops everything")
+        places = dict(re.findall(r"(?m)^ +(\S+) +pid .* metrics (\S+:\d+)", terminal.printed))
+        assert places.keys() == {"auth", "sessions", "uploads", "health", "websocket"}
+        for place in places.values():
+            assert (await http.get(f"http://{place}/readyz")).status_code == 200
+            assert "rpc_server_active_requests" in (await http.get(f"http://{place}/metrics")).text
+
+
+async def test_a_domain_that_is_none_ends_the_start_with_one_sentence(home: Path) -> None:
+    domains = home / "domains"
+    domains.mkdir()
+    (domains / "plant.json").write_text("{")
+    async with launched(home / "data", SATCHEL_DOMAINS=str(domains)) as terminal:
+        await terminal.read_until(r"Satchel did not start: sessions: .*plant\.json: .+\n")
+        assert await terminal.process.wait() == 1
+        assert "restarting" not in terminal.printed
+        assert "Traceback" not in terminal.printed
+    assert left_behind(home) == []
+
+
 async def test_several_replicas_of_each_service_start_and_stop(home: Path) -> None:
     async with launched(home, WORKERS="2") as terminal, httpx.AsyncClient(base_url=terminal.url) as http:
         await terminal.read_until(r"Ready in \d+\.\d s")
@@ -145,6 +167,6 @@ async def test_a_service_without_a_database_says_what_to_set(module: str, home: 
         env={"PATH": os.environ["PATH"], "SATCHEL_HOME": str(home)},
     )
     printed, _ = await process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == os.EX_CONFIG
     assert "SATCHEL_DATABASE_URL" in printed.decode()
     assert "Traceback" not in printed.decode()

@@ -31,10 +31,13 @@ from satchel.sessions.v1 import (
     exercise_sessions_pb2_grpc,
     stats_pb2,
     stats_pb2_grpc,
+    sync_pb2,
+    sync_pb2_grpc,
 )
 from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
 
 from deploy.envoy.edge import MAX_REQUEST_BYTES, bootstrap
+from deploy.envoy.routes import UNARY_TIMEOUT
 from deploy.sockets import free_ports
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -115,6 +118,20 @@ class Devices(device_sessions_pb2_grpc.DeviceSessionServiceServicer):
         return device_sessions_pb2.BatchUploadResponse(results=[result], created=len(request.document.data))
 
 
+class Sync(sync_pb2_grpc.SyncServiceServicer):
+    """Says nothing, and knows when its caller has gone."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+
+    async def Sync(self, request_iterator: Any, context: Any) -> AsyncIterator[sync_pb2.SyncResponse]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+        yield sync_pb2.SyncResponse()
+
+
 class Stats(stats_pb2_grpc.StatsServiceServicer):
     """Answers with as many bytes as the number of sessions it was told."""
 
@@ -161,6 +178,7 @@ class Edge:
         self.port, *ports = free_ports(6)
         self.ports = dict(zip(("auth", "sessions", "uploads", "health", "websocket"), ports, strict=True))
         self.exercises = Exercises()
+        self.sync = Sync()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def config(self) -> dict[str, Any]:
@@ -174,8 +192,10 @@ class Edge:
         )
         manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
-            if "max_stream_duration" in route.get("route", {}):
+            if route.get("route", {}).get("timeout") == UNARY_TIMEOUT:
                 route["route"]["idle_timeout"] = REQUEST_TIMEOUT
+            if route.get("name", "").endswith("/Sync"):
+                route["route"]["max_stream_duration"]["max_stream_duration"] = REQUEST_TIMEOUT
             if route.get("name", "").endswith("/GetSubscriptionStatus"):
                 route["route"]["timeout"] = ROUTE_TIMEOUT
         return config
@@ -188,6 +208,7 @@ class Edge:
         exercise_sessions_pb2_grpc.add_ExerciseSessionServiceServicer_to_server(self.exercises, server)
         device_sessions_pb2_grpc.add_DeviceSessionServiceServicer_to_server(Devices(), server)
         stats_pb2_grpc.add_StatsServiceServicer_to_server(Stats(), server)
+        sync_pb2_grpc.add_SyncServiceServicer_to_server(self.sync, server)
 
     def uploads(self) -> Any:
         """The uploads service, for as long as the block runs; no other test needs it."""
@@ -555,6 +576,23 @@ async def test_a_grpc_caller_gets_the_refusals_of_the_edge_as_grpc(channel: grpc
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await channel.unary_unary("/satchel.auth.v1.AuthService/SignIn")(b"\xff\xff\xff")
     assert failed.value.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+
+
+async def test_a_stream_that_its_service_cannot_end_is_ended_on_both_sides(
+    edge: Edge, channel: grpc.aio.Channel
+) -> None:
+    call = sync_pb2_grpc.SyncServiceStub(channel).Sync()
+
+    async def talk() -> None:
+        while True:  # so that nobody finds it idle
+            await call.write(sync_pb2.SyncRequest())
+            await asyncio.sleep(0.1)
+
+    async with asyncio.timeout(20):
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):
+            await talk()
+        assert await call.code() is not grpc.StatusCode.OK
+        await edge.sync.left.wait()
 
 
 async def test_reflection_and_health_answer_for_the_mesh(channel: grpc.aio.Channel) -> None:

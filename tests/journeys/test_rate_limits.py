@@ -26,7 +26,7 @@ from runtime.config import Config
 from runtime.limits import in_words
 from runtime.server import serving
 from runtime.telemetry import LIMITS_LOCAL
-from tests.conftest import ALL, Edge, config_for, envoy_for
+from tests.conftest import ALL, Edge, config_for, envoy_for, until_healthy
 from tests.factories import PASSWORD, Phone, exercise_session, filled
 
 Start = Callable[..., Awaitable[Edge]]
@@ -179,6 +179,27 @@ class TestLimits:
             for number in range(6)
         ]
         assert [answer.status_code for answer in answers] == [401] * 5 + [429]
+
+    async def test_behind_a_trusted_proxy_every_caller_has_an_address_of_its_own(
+        self, database_url: str, own_redis: Any, tmp_path: Path
+    ) -> None:
+        config = config_for(
+            tmp_path / "home", database_url=database_url, redis_url=own_redis.part.url, rate_limits="on"
+        )
+        async with serving(config, ALL), envoy_for(config, tmp_path / "edge", trusted_hops=1) as edge:
+            await until_healthy(edge)
+            body = {"email": "somebody@example.com", "password": "wrong"}
+
+            async def tried(seen: str) -> int:
+                headers = {"x-forwarded-for": seen} if seen else {}
+                return (await edge.http.post("/v1/auth/signin", json=body, headers=headers)).status_code
+
+            # The proxy adds at the end whom it saw; what stands before that is the caller's own word.
+            assert [await tried(f"10.0.0.{number}, 203.0.113.9") for number in range(6)] == [401] * 5 + [429]
+            assert await tried("203.0.113.9") == 429
+            assert await tried("203.0.113.9, 198.51.100.7") == 401
+            # Whoever comes past the proxy is known by where it comes from.
+            assert await tried("") == 401
 
     def test_the_limits_of_the_published_apis_are_in_the_contract(self) -> None:
         """API.md, rate limits."""

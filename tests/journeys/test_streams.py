@@ -16,6 +16,8 @@ from satchel.sessions.v1 import sync_pb2 as pb
 
 from tests.conftest import Edge, config_for, envoy_for, running, service_part, until_healthy
 from tests.factories import Phone, puzzle_session
+from tests.polling import until
+from tests.sessions.test_exports import store_42_megabytes
 from tests.streams import PATIENCE, change, now, talking
 
 
@@ -373,6 +375,32 @@ class TestLimits:
             assert goodbye.cause == pb.GoAway.CAUSE_IDLE
             assert await talk.code() is grpc.StatusCode.OK
 
+    @pytest.mark.parametrize("chatty", [False, True], ids=["silent", "chatty"])
+    async def test_a_phone_that_takes_nothing_is_sent_away_and_leaves_its_place(
+        self, own_edge: Callable[..., Awaitable[Edge]], chatty: bool
+    ) -> None:
+        edge = await own_edge(streams_per_user=1, stream_idle_timeout=1.0)
+        phone = await edge.phone()
+        store_42_megabytes(edge, phone)
+        async with (
+            grpc.aio.insecure_channel(edge.target, options=_SMALL_WINDOW) as stuck,
+            grpc.aio.insecure_channel(edge.target) as channel,
+            talking(stuck, phone.metadata, device_id="a", cursor="") as talk,
+        ):
+
+            async def chat() -> None:
+                with suppress(grpc.aio.AioRpcError):
+                    while chatty:  # is heard, and wants no answer
+                        await talk.say(ack=pb.Ack(cursor=talk.welcome.cursor))
+                        await asyncio.sleep(0.1)
+
+            chatting = asyncio.create_task(chat())
+            await until(lambda: _welcomed(channel, phone), seconds=30)
+            chatting.cancel()
+            await asyncio.gather(chatting, return_exceptions=True)
+            # Whenever it listens again, it learns that it has to come again.
+            assert await talk.code() is not grpc.StatusCode.OK
+
     async def test_a_stream_ends_with_its_lifetime(self, own_edge: Callable[..., Awaitable[Edge]]) -> None:
         edge = await own_edge(stream_lifetime=0.5)
         phone = await edge.phone()
@@ -411,6 +439,14 @@ class TestLimits:
                 assert goodbye.cause == pb.GoAway.CAUSE_DRAINING
                 assert await talk.code() is grpc.StatusCode.OK
                 await stopping
+
+
+# What a phone takes in that nobody reads: by default it may be megabytes.
+_SMALL_WINDOW = (
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 65_536),
+    ("grpc.max_receive_message_length", -1),
+)
 
 
 class Tenant(NamedTuple):
