@@ -169,7 +169,18 @@ async def test_an_account_has_a_hundred_live_sign_ins_at_most_also_through_two_r
 
 class TestSweeps:
     async def sweep(self, db: Database, now: datetime) -> Any:
-        return await Sweeps(SweepStore(db), events_lifetime=timedelta(days=365), now=lambda: now, batch=2).round()
+        async def nobody(before: datetime, limit: int) -> int:
+            return 0
+
+        sweeps = Sweeps(
+            SweepStore(db),
+            events_lifetime=timedelta(days=365),
+            idle_guests=nobody,
+            guest_lifetime=timedelta(days=90),
+            now=lambda: now,
+            batch=2,
+        )
+        return await sweeps.round()
 
     async def test_sign_ins_go_long_after_their_end_and_none_before(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:

@@ -10,24 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
-from uuid import uuid4
 
 import grpc
 import httpx
 import psycopg
 import pyotp
 import pytest
-from cryptography.exceptions import InvalidTag
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from satchel.auth.v1 import auth_pb2, auth_pb2_grpc, second_factors_pb2, second_factors_pb2_grpc
 
-from runtime.keys import home_key
 from runtime.server import serving
 from services.auth.app import service as auth
 from services.auth.second_factors_codes import STEP_SECONDS, new_recovery_codes, parse_code, step_of
 from services.auth.second_factors_domain import RECOVERY_TRIES, TRIES
-from services.auth.second_factors_sealing import Sealing
 from tests.conftest import Edge, config_for
 from tests.factories import PASSWORD, Phone
 
@@ -344,15 +340,6 @@ class TestWhatIsStored:
         await phone.call("DELETE", "/v1/auth/me")
         for table in ("second_factors", "recovery_codes"):
             assert database(edge, f"SELECT 1 FROM auth.{table} WHERE account_id = %s", phone) == []
-
-    def test_what_is_sealed_opens_with_its_key_and_for_its_account_only(self, tmp_path: Path) -> None:
-        owner, key = uuid4(), home_key(tmp_path, "second factors")
-        sealed = Sealing(key).seal(owner, RFC_SECRET)
-        assert RFC_SECRET.encode() not in sealed.sealed_secret
-        assert Sealing(home_key(tmp_path, "second factors")).open(owner, sealed) == RFC_SECRET
-        for other_key, other_owner in ((home_key(tmp_path, "something else"), owner), (key, uuid4())):
-            with pytest.raises(InvalidTag):
-                Sealing(other_key).open(other_owner, sealed)
 
 
 class TestCodes:
