@@ -72,7 +72,7 @@ class Config(BaseSettings):
     """Whom mail is from, such as Satchel <no-reply@example.com>; needed where it is sent."""
 
     admin_email: str = ""
-    """The account with this e-mail is administrator of its tenant."""
+    """The account with this e-mail is administrator of its tenant; once the address is verified, where mail is sent."""
     guest_days: int = Field(90, ge=1)
     """Days after which a guest who has not been back is deleted."""
 
@@ -182,6 +182,11 @@ class Config(BaseSettings):
         if value.get_secret_value():
             parse_vault_keys(value.get_secret_value())
         return value
+
+    @property
+    def sends_mail(self) -> bool:
+        """Whether mail leaves this installation, so that people can prove whose an address is."""
+        return self.smtp_url not in ("", "log:")
 
     @property
     def keys(self) -> Path:

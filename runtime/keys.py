@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -56,14 +54,6 @@ def mesh_secret(directory: Path) -> bytes:
     if not file.exists():
         _create_once(file, secrets.token_bytes(32))
     return file.read_bytes()
-
-
-def home_key(directory: Path, purpose: str) -> bytes:
-    """A key of 32 bytes for what is stored encrypted, another one for each purpose; its source is created once."""
-    file = directory / "home.key"
-    if not file.exists():
-        _create_once(file, secrets.token_bytes(32))
-    return HKDF(SHA256(), 32, salt=None, info=f"satchel {purpose}".encode()).derive(file.read_bytes())
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from runtime.keys import add_vault_key, vault_keys
 from runtime.migrations import migrate
 from runtime.telemetry import log_to_stderr
 from services.auth.accounts_store import AccountStore
-from services.auth.app import garmin_vault
+from services.auth.app import vault
 from services.auth.events_domain import Kind, SecurityEvent
-from services.auth.garmin_credentials_domain import rewrap_all
-from services.auth.garmin_credentials_store import GarminCredentialStore
 from services.auth.passwords import Passwords
+from services.auth.rewraps_domain import rewrap_all
+from services.auth.rewraps_store import SEALED, RewrapStore
 from services.auth.roles_domain import BY_OPERATOR, Roles
 from services.auth.users_domain import prepared
 
@@ -107,10 +107,11 @@ async def _rotate_vault(config: Config, db: Database, arguments: argparse.Namesp
         if config.vault_keys.get_secret_value():
             raise ConfigError("the vault's keys come from SATCHEL_VAULT_KEYS: put the new one first there")
         add_vault_key(config.keys, int(vault_keys(config.keys)[0].id) + 1)
-    vault = garmin_vault(config)
-    outcome = await rewrap_all(GarminCredentialStore(db), vault)
-    print(f"{outcome.rows} rows came under key {vault.newest()}, {outcome.unreadable} could not be opened")
-    return 1 if outcome.unreadable else 0
+    vaults = [vault(config, table) for table in SEALED]
+    outcomes = [await rewrap_all(RewrapStore(db, one.table), one) for one in vaults]
+    rows, unreadable = sum(one.rows for one in outcomes), sum(one.unreadable for one in outcomes)
+    print(f"{rows} rows came under key {vaults[0].newest()}, {unreadable} could not be opened")
+    return 1 if unreadable else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     accounts = command("list", _list, "List accounts.")
     accounts.add_argument("--tenant", type=_tenant, default=0, help="of one tenant")
     accounts.add_argument("--admins", action="store_true", help="administrators only")
-    rotate = command("rotate-vault", _rotate_vault, "Bring all stored Garmin credentials under the newest key.")
+    rotate = command("rotate-vault", _rotate_vault, "Bring all that is stored sealed under the newest key.")
     rotate.add_argument("--new-key", action="store_true", help="make a new key file first")
     return parser
 

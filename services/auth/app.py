@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,15 +27,17 @@ from satchel.auth.v1 import (
     users_pb2_grpc,
 )
 
+from runtime.call import Role
 from runtime.clock import utc_now
 from runtime.config import Config
 from runtime.database import Database, database
 from runtime.identity import Revocations, ServiceTokens, Verifier
 from runtime.issuers import issuer_client
-from runtime.keys import home_key, mesh_secret, parse_vault_keys, signing_keys, vault_keys
+from runtime.keys import mesh_secret, parse_vault_keys, signing_keys, vault_keys
 from runtime.mesh import SessionsClient, UploadsClient, channel
 from runtime.sweeping import sweeping
 from runtime.tiers import FILE, read_tiers
+from services.auth.accounts import Account
 from services.auth.accounts_domain import Accounts, KnownAccounts
 from services.auth.accounts_servicer import AuthServicer
 from services.auth.accounts_store import AccountStore
@@ -82,8 +84,8 @@ from services.auth.passwords_domain import PasswordChanges
 from services.auth.passwords_servicer import PasswordServicer
 from services.auth.passwords_store import PasswordStore
 from services.auth.providers import providers
+from services.auth.roles_domain import NamedAdministrator
 from services.auth.second_factors_domain import SecondFactors
-from services.auth.second_factors_sealing import Sealing
 from services.auth.second_factors_servicer import SecondFactorServicer
 from services.auth.second_factors_store import SecondFactorStore
 from services.auth.sign_ins_domain import SignIns
@@ -127,6 +129,7 @@ class _Parts:
     store: AccountStore
     events: EventStore
     known: KnownAccounts
+    role_of: Callable[[Account], Role]
     passwords: Passwords
     access_tokens: AccessTokens
     second_factors: SecondFactors
@@ -137,15 +140,16 @@ def _parts(config: Config, db: Database, passwords: Passwords) -> _Parts:
     store, events = AccountStore(db), EventStore(db)
     known = KnownAccounts(store, now=utc_now)
     access_tokens = AccessTokens(signing_keys(config.keys))
-    sealing = Sealing(home_key(config.keys, "second factors"))
+    sealing = vault(config, "second_factors")
     second_factors = SecondFactors(SecondFactorStore(db), events, sealing, passwords, now=utc_now)
+    named = NamedAdministrator(email=config.admin_email, must_be_verified=config.sends_mail)
     sign_ins = SignIns(
         SignInStore(db),
         events,
         access_tokens,
         second_factors,
         account=known.account,
-        admin_email=config.admin_email,
+        role_of=named.role_of,
         now=utc_now,
     )
     return _Parts(
@@ -154,6 +158,7 @@ def _parts(config: Config, db: Database, passwords: Passwords) -> _Parts:
         store=store,
         events=events,
         known=known,
+        role_of=named.role_of,
         passwords=passwords,
         access_tokens=access_tokens,
         second_factors=second_factors,
@@ -182,7 +187,6 @@ async def _accounts(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[Non
             store,
             parts.sign_ins,
             receipts,
-            lifetime=timedelta(days=config.guest_days),
             deleted=erasures.look,
             now=utc_now,
         )
@@ -190,24 +194,30 @@ async def _accounts(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[Non
         # were removed meanwhile are then told to the account, which now has their records.
         merges = Merges(
             MergeStore(db),
+            parts.known,
             parts.access_tokens,
             receipts,
             [files.adopt, records.adopt, files.adopt],
             deleted=erasures.look,
             now=utc_now,
         )
-        exports = Exports(ExportStore(db), parts.known.account, records.export, files.files, now=utc_now)
+        exports = Exports(ExportStore(db), parts.known.of, records.export, files.files, now=utc_now)
         auth_pb2_grpc.add_AuthServiceServicer_to_server(
             AuthServicer(accounts, parts.known, parts.sign_ins, parts.access_tokens), server
         )
         guests_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(guests, merges), server)
         deletions_pb2_grpc.add_DeletionServiceServicer_to_server(DeletionServicer(Deletions(deletions)), server)
         exports_pb2_grpc.add_ExportServiceServicer_to_server(ExportServicer(exports), server)
-        sweeps = Sweeps(SweepStore(db), events_lifetime=timedelta(days=config.security_events_days), now=utc_now)
+        sweeps = Sweeps(
+            SweepStore(db),
+            events_lifetime=timedelta(days=config.security_events_days),
+            idle_guests=guests.idle,
+            guest_lifetime=timedelta(days=config.guest_days),
+            now=utc_now,
+        )
         async with (
             erasures.running(),
             merges.running(),
-            sweeping(guests.sweep, config.sweep_interval),
             sweeping(sweeps.round, config.sweep_interval),
         ):
             yield
@@ -223,6 +233,7 @@ async def _identities(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[N
             providers(parts.config.sso, http, now=utc_now),
             parts.known,
             parts.sign_ins,
+            parts.second_factors,
             now=utc_now,
         )
         sso_pb2_grpc.add_SsoServiceServicer_to_server(SsoServicer(identities), server)
@@ -235,12 +246,11 @@ async def _codes(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[None]:
     config, db, events = parts.config, parts.db, parts.events
     book, mails, mailer = CodeBook(mesh_secret(config.keys)), MailStore(db), mailer_of(config)
     codes = Codes(CodeStore(db), events, book, now=utc_now)
-    async with (
-        sending(Mails(mails, mailer, book, now=utc_now) if mailer else None) as mailed,
-        sweeping(codes.sweep, config.sweep_interval),
-    ):
-        changes = PasswordChanges(PasswordStore(db), mails, events, parts.passwords, codes, mailed=mailed, now=utc_now)
-        emails = Emails(EmailStore(db), mails, changes, codes, account=parts.known.account, mailed=mailed, now=utc_now)
+    async with sending(Mails(mails, mailer, book, now=utc_now) if mailer else None) as mailed:
+        changes = PasswordChanges(
+            PasswordStore(db), mails, events, parts.passwords, codes, account=parts.known.of, mailed=mailed, now=utc_now
+        )
+        emails = Emails(EmailStore(db), mails, changes, codes, account=parts.known.of, mailed=mailed, now=utc_now)
         passwords_pb2_grpc.add_PasswordServiceServicer_to_server(PasswordServicer(changes), server)
         emails_pb2_grpc.add_EmailServiceServicer_to_server(EmailServicer(emails), server)
         yield
@@ -273,29 +283,29 @@ def _add_subscriptions(parts: _Parts, server: grpc.aio.Server) -> None:
 def _add_programs(parts: _Parts, server: grpc.aio.Server) -> None:
     """Adds what services and applications call: users, their tokens and credentials, and acting in a user's name."""
     config, db = parts.config, parts.db
-    users = Users(parts.store, parts.passwords, now=utc_now)
+    users = Users(parts.store, parts.known, parts.passwords, now=utc_now)
     applications = ApplicationTokens(ApplicationTokenStore(db), users, now=utc_now)
-    vault = GarminCredentialVault(
+    garmin = GarminCredentialVault(
         GarminCredentialStore(db),
-        garmin_vault(config),
+        vault(config, "garmin_credentials"),
         stores_passwords=config.stores_garmin_passwords,
         now=utc_now,
     )
     exchange = _token_exchange(parts, applications)
-    users_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(users), server)
+    users_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(users, parts.role_of), server)
     application_tokens_pb2_grpc.add_ApplicationTokenServiceServicer_to_server(
         ApplicationTokenServicer(applications), server
     )
-    garmin_credentials_pb2_grpc.add_GarminCredentialServiceServicer_to_server(GarminCredentialServicer(vault), server)
+    garmin_credentials_pb2_grpc.add_GarminCredentialServiceServicer_to_server(GarminCredentialServicer(garmin), server)
     token_exchange_pb2_grpc.add_TokenExchangeServiceServicer_to_server(TokenExchangeServicer(exchange), server)
 
 
-def garmin_vault(config: Config) -> Vault:
-    """The vault that Garmin credentials are sealed by; reads its keys anew each time when they are files."""
+def vault(config: Config, table: str) -> Vault:
+    """The vault that seals rows of a table; reads its keys anew each time when they are files."""
     if text := config.vault_keys.get_secret_value():
         given = parse_vault_keys(text)
-        return Vault("garmin_credentials", lambda: given)
-    return Vault("garmin_credentials", lambda: vault_keys(config.keys))
+        return Vault(table, lambda: given)
+    return Vault(table, lambda: vault_keys(config.keys))
 
 
 def _token_exchange(parts: _Parts, applications: ApplicationTokens) -> TokenExchange:

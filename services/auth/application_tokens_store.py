@@ -15,7 +15,7 @@ from runtime.database import Database, Row, Transaction
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Subscription
 from services.auth.application_tokens_domain import ApplicationToken, HeldToken
-from services.auth.events_domain import SecurityEvent
+from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.locks_store import hold_account
 from services.auth.tables import accounts, time
@@ -41,6 +41,9 @@ END_AND_FORGET: Final = (
     .values(name=sa.literal_column("''"), revoke_time=sa.func.coalesce(table.c.revoke_time, _now))
     .where(_is_of_account)
 )
+_END_ALL: Final = (
+    sa.update(table).values(revoke_time=_now).where(_is_of_account, table.c.revoke_time.is_(None)).returning(table.c.id)
+)
 _HELD: Final = (
     sa.select(
         *table.c,
@@ -61,6 +64,17 @@ _USED: Final = (
         sa.func.coalesce(table.c.last_use_time < bindparam("before", type_=time), sa.true()),
     )
 )
+
+
+async def end_application_tokens(transaction: Transaction, account_id: UUID, now: datetime) -> int:
+    """Adds to what `transaction` does that an account's tokens end; how many did."""
+    ended = await transaction.all(_END_ALL, account_id=account_id, now=now)
+    for row in ended:
+        event = SecurityEvent(
+            kind=Kind.APPLICATION_TOKEN_REVOKED, account_id=account_id, sign_in_id=row["id"], actor="system"
+        )
+        await write_event(transaction, event, now)
+    return len(ended)
 
 
 class ApplicationTokenStore:

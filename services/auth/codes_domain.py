@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from runtime.errors import Failure, Reason, missing
-from runtime.telemetry import SWEEP_ERRORS, SWEPT, logger
 from services.auth.events_domain import Kind, SecurityEvent
 
 if TYPE_CHECKING:
@@ -140,11 +139,3 @@ class Codes:
             )
             raise Failure(Reason.INVALID_CODE)
         return matching[0]
-
-    async def sweep(self) -> None:
-        """Removes what no longer counts; what fails is logged and left to the next round."""
-        try:
-            SWEPT.labels("codes").inc(await self._store.sweep(self._now()))
-        except Exception as error:  # the next round finds it again
-            SWEEP_ERRORS.labels("codes").inc()
-            logger().warning("cannot sweep", kind="codes", error=repr(error))

@@ -64,7 +64,6 @@ _FORGET_CODES: Final = sa.delete(codes).where(codes.c.account_id == _account_id)
 _FORGET_MAILS: Final = sa.delete(mails).where(
     sa.or_(mails.c.account_id == _account_id, mails.c.email == bindparam("email"))
 )
-_SWEEP: Final = tuple(sa.delete(table).where(table.c.expire_time <= _now) for table in (codes, code_tries, mails))
 
 
 async def spend(transaction: Transaction, code: Code, now: datetime) -> None:
@@ -117,8 +116,3 @@ class CodeStore:
                 now=now,
             )
         return [Code(**{**row, "purpose": Purpose(row["purpose"])}) for row in rows]
-
-    async def sweep(self, now: datetime) -> int:
-        """Removes codes, tries and mail whose time is over; returns how many."""
-        async with self._database.statements() as statements:
-            return sum([await statements.execute(statement, now=now) for statement in _SWEEP])

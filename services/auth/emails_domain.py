@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from runtime.call import Principal
 from runtime.errors import Failure, Reason, Violation, invalid
@@ -31,11 +30,11 @@ class Emails:
         passwords: PasswordChanges,
         codes: Codes,
         *,
-        account: Callable[[UUID], Awaitable[Account]],
+        account: Callable[[Principal], Awaitable[Account]],
         mailed: Callable[[], None],
         now: Callable[[], datetime],
     ) -> None:
-        """`account` finds an account or raises Failure(INVALID_TOKEN); `mailed` is told that there is mail to send."""
+        """`account` finds the caller's or raises Failure(INVALID_TOKEN); `mailed` is told of mail to send."""
         self._store = store
         self._mails = mails
         self._passwords = passwords
@@ -49,7 +48,7 @@ class Emails:
 
         Raises Failure(FIELD_MISSING) when the account has no address.
         """
-        account = await self._account(caller.user_id)
+        account = await self._account(caller)
         if not account.email:
             raise Failure(
                 Reason.FIELD_MISSING, "email: the account has none", violations=[Violation("email", "REQUIRED")]
@@ -79,7 +78,7 @@ class Emails:
 
         Raises Failure: FIELD_MISSING, INVALID_CODE, EMAIL_REGISTERED.
         """
-        account = await self._account(caller.user_id)
+        account = await self._account(caller)
         proof = await self._codes.check(
             code,
             account_id=account.id,

@@ -60,7 +60,7 @@ class Exports:
     def __init__(
         self,
         store: ExportStore,
-        account: Callable[[UUID], Awaitable[Account]],
+        account: Callable[[Principal], Awaitable[Account]],
         records: Callable[[str], AsyncGenerator[bytes]],
         files: Callable[[str, str], Awaitable[tuple[Sequence[Mapping[str, Any]], str]]],
         *,
@@ -68,7 +68,8 @@ class Exports:
     ) -> None:
         """`records` streams the records' own export, `files` gives a page of files and the token of the next one.
 
-        Both are asked in the caller's name, with the caller's own token.
+        Both are asked in the caller's name, with the caller's own token. `account` finds the caller's or raises
+        Failure(INVALID_TOKEN).
         """
         self._store = store
         self._account = account
@@ -81,7 +82,7 @@ class Exports:
 
         Raises Failure: INVALID_TOKEN, UNAVAILABLE, RATE_LIMITED; at once when a service is away that is needed later.
         """
-        account, counts = await self._account(caller.user_id), Counter[str]()
+        account, counts = await self._account(caller), Counter[str]()
         async with aclosing(self._records(authorization)) as pieces:
             first, page = await anext(pieces), await self._files(authorization, "")
             yield Header(user_id=caller.user_id, export_time=self._now())

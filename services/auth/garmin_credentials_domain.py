@@ -10,9 +10,8 @@ from uuid import UUID
 
 from runtime.call import Principal
 from runtime.errors import Failure, Reason, invalid, missing
-from runtime.telemetry import logger
 from services.auth.events_domain import Kind, SecurityEvent
-from services.auth.vault import SealedRow, Vault, VaultError
+from services.auth.vault import SealedRow, Vault
 
 if TYPE_CHECKING:
     from services.auth.garmin_credentials_store import GarminCredentialStore
@@ -27,7 +26,6 @@ _USERNAME: Final = "garmin_username"
 _PASSWORD: Final = "garmin_password_plaintext"  # noqa: S105  # the name of a field
 # A change of these is a change of who can act there; fresh tokens are everyday.
 _WAYS_IN: Final = (_USERNAME, _PASSWORD)
-_ROWS_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +50,6 @@ class StoredCredentials:
     expire_time: datetime | None
     create_time: datetime
     update_time: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rewrapped:
-    """What became of a change of the vault's keys."""
-
-    rows: int
-    """That are now under the newest key, and were not before."""
-    unreadable: int
-    """That no key opens; they were left as they are."""
 
 
 class GarminCredentialVault:
@@ -168,29 +156,6 @@ class GarminCredentialVault:
             create_time=stored.create_time,
             update_time=stored.update_time,
         )
-
-
-async def rewrap_all(store: GarminCredentialStore, vault: Vault) -> Rewrapped:
-    """Brings every row under the vault's newest key, while services read and write them.
-
-    It can be broken off and begun again at any time. A row that changes under it is looked at once more.
-    """
-    rows = 0
-    while True:
-        after, touched, unreadable = UUID(int=0), 0, 0
-        while found := await store.under_other_keys(vault.newest(), after, _ROWS_AT_ONCE):
-            for stored in found:
-                after = stored.account_id
-                try:
-                    row = vault.rewrap(after, stored.row)
-                except VaultError as error:
-                    logger().error("cannot open a row of the vault", user=after, error=str(error))
-                    unreadable += 1
-                    continue
-                touched += 1
-                rows += await store.rewrap(after, stored.row.sealed_key, row)
-        if not touched:
-            return Rewrapped(rows=rows, unreadable=unreadable)
 
 
 def _check(given: Mapping[str, str]) -> None:

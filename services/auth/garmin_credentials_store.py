@@ -35,18 +35,6 @@ _UPDATE: Final = (
     .where(_is_of_account)
 )
 _DELETE: Final = sa.delete(table).where(_is_of_account)
-_UNDER_OTHER_KEYS: Final = (
-    sa.select(*table.c)
-    .where(table.c.key_id != bindparam("key_id"), table.c.account_id > bindparam("after", type_=sa.Uuid))
-    .order_by(table.c.account_id)
-    .limit(bindparam("limit", type_=sa.Integer))
-)
-# Only the row that was read: whoever wrote it since has sealed it anew.
-_REWRAP: Final = (
-    sa.update(table)
-    .values(key_id=bindparam("key_id"), sealed_key=bindparam("sealed_key"))
-    .where(_is_of_account, table.c.sealed_key == bindparam("was", type_=sa.LargeBinary))
-)
 
 
 async def forget_garmin_credentials(transaction: Transaction, account_id: UUID) -> int:
@@ -98,20 +86,6 @@ class GarminCredentialStore:
         async with self._database.transaction() as transaction:
             if await forget_garmin_credentials(transaction, account_id):
                 await write_event(transaction, event, now)
-
-    async def under_other_keys(self, key_id: str, after: UUID, limit: int) -> list[StoredCredentials]:
-        """Those that are not under `key_id`, in the order of their accounts from after `after`."""
-        async with self._database.statements() as statements:
-            return [
-                _stored(row) for row in await statements.all(_UNDER_OTHER_KEYS, key_id=key_id, after=after, limit=limit)
-            ]
-
-    async def rewrap(self, account_id: UUID, was: bytes, row: SealedRow) -> int:
-        """Puts a row under another key; 0: its key is no longer the one that `was` there."""
-        async with self._database.statements() as statements:
-            return await statements.execute(
-                _REWRAP, account_id=account_id, was=was, key_id=row.key_id, sealed_key=row.sealed_key
-            )
 
 
 def _stored(row: Row) -> StoredCredentials:

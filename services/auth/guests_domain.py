@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from runtime.errors import invalid
-from runtime.telemetry import SWEEP_ERRORS, SWEPT, logger
 from services.auth.accounts import DEFAULT_TENANT, NO_SUBSCRIPTION, Account
 from services.auth.deletions_domain import Receipts
 from services.auth.events_domain import Kind, SecurityEvent
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from services.auth.guests_store import GuestStore
 
 BY_NOTHING: Final = "guest"
-BATCH: Final = 100
 
 
 class Guests:
@@ -32,19 +30,16 @@ class Guests:
         sign_ins: SignIns,
         receipts: Receipts,
         *,
-        lifetime: timedelta,
         deleted: Callable[[], None],
         now: Callable[[], datetime],
     ) -> None:
-        """A guest who has not been back for `lifetime` is deleted; `deleted` is told."""
+        """`deleted` is told that there is something to erase elsewhere."""
         self._store = store
         self._accounts = accounts
         self._sign_ins = sign_ins
         self._receipts = receipts
-        self._lifetime = lifetime
         self._deleted = deleted
         self._now = now
-        self._failing = False
 
     async def create(self, tenant_id: int, device: Device) -> tuple[Account, Tokens]:
         """A new guest, signed in. Raises Failure(FIELD_INVALID)."""
@@ -64,30 +59,13 @@ class Guests:
         await self._accounts.create(guest, "", sign_in, event)
         return guest, tokens
 
-    async def sweep(self) -> None:
-        """Deletes the guests who have not been back for too long; what fails is left to the next round."""
-        try:
-            SWEPT.labels("guests").inc(await self.idle())
-            self._failing = False
-        except Exception as error:  # whatever it was, the next round tries again
-            SWEEP_ERRORS.labels("guests").inc()
-            if not self._failing:
-                logger().warning("cannot sweep", kind="guests", error=repr(error))
-            self._failing = True
-
-    async def idle(self) -> int:
-        """Deletes the guests who have not been back for too long; returns how many."""
-        swept, before = 0, self._now() - self._lifetime
-        while found := await self._store.idle(before, BATCH):
-            gone = 0
-            for guest_id in found:
-                event = SecurityEvent(kind=Kind.ACCOUNT_DELETED, account_id=guest_id, actor="system")
-                gone += await self._store.delete_idle(
-                    guest_id, before, self._now(), self._receipts.digest_of(guest_id), event
-                )
-            swept += gone
-            if gone:
-                self._deleted()
-            if gone < len(found):  # somebody else sweeps, or somebody is back
-                break
-        return swept
+    async def idle(self, before: datetime, limit: int) -> int:
+        """Deletes up to `limit` guests who have not been back since then; returns how many."""
+        gone = 0
+        for guest_id in await self._store.idle(before, limit):
+            event = SecurityEvent(kind=Kind.ACCOUNT_DELETED, account_id=guest_id, actor="system")
+            digest = self._receipts.digest_of(guest_id)
+            gone += await self._store.delete_idle(guest_id, before, self._now(), digest, event)
+        if gone:
+            self._deleted()
+        return gone

@@ -7,7 +7,7 @@ from typing import Any
 from grpc.aio import ServicerContext
 from satchel.auth.v1 import sso_pb2, sso_pb2_grpc
 
-from runtime.call import principal
+from runtime.call import principal, principal_if_any
 from services.auth import identities_convert as convert
 from services.auth.devices import device_of
 from services.auth.identities_domain import Identities
@@ -30,7 +30,9 @@ class SsoServicer(sso_pb2_grpc.SsoServiceServicer):
             nonce=request.nonce,
             full_name=request.full_name,
             tenant_id=request.tenant_id,
+            code=request.code,
             device=device_of(request.device_name),
+            caller=principal_if_any(),
         )
         return convert.sign_in_response(*opened)
 

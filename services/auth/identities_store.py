@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
@@ -14,15 +15,15 @@ from sqlalchemy.dialects import postgresql
 from runtime.database import Database, Row, Transaction
 from runtime.errors import Failure, Reason
 from services.auth.accounts import Account
-from services.auth.accounts_store import account_of_row, write_account
+from services.auth.accounts_store import account_of_row, upgrade_guest, write_account
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.identities import Identity
 from services.auth.sign_ins_domain import SignIn
-from services.auth.sign_ins_store import end_sign_ins, end_sign_ins_by, write_sign_in
+from services.auth.sign_ins_store import end_sign_ins_by, write_sign_in
 from services.auth.tables import accounts, identities, time
+from services.auth.ways_in_store import end_ways_in
 
-_NO_SIGN_IN: Final = UUID(int=0)
 _is_it: Final = sa.and_(identities.c.provider == bindparam("provider"), identities.c.subject == bindparam("subject"))
 
 _ACCOUNT_OF: Final = (
@@ -33,7 +34,13 @@ _ACCOUNT_OF: Final = (
 _ACCOUNT_BY_EMAIL: Final = sa.select(*accounts.c).where(accounts.c.email == bindparam("email"))
 # Whoever changes what opens an account does so one after the other.
 _LOCK: Final = (
-    sa.select(accounts.c.email, accounts.c.email_verify_time, accounts.c.password_hash, accounts.c.issuer)
+    sa.select(
+        accounts.c.email,
+        accounts.c.email_verify_time,
+        accounts.c.password_hash,
+        accounts.c.issuer,
+        accounts.c.is_guest,
+    )
     .where(accounts.c.id == bindparam("account_id"), accounts.c.delete_time.is_(None))
     .with_for_update()
 )
@@ -61,10 +68,6 @@ _OF_ACCOUNT: Final = (
 )
 _FORGET: Final = sa.delete(identities).where(
     identities.c.account_id == bindparam("account_id"), identities.c.provider == bindparam("provider")
-)
-_FORGET_ALL: Final = sa.delete(identities).where(identities.c.account_id == bindparam("account_id"))
-_END_PASSWORD: Final = (
-    sa.update(accounts).values(password_hash=sa.literal_column("''")).where(accounts.c.id == bindparam("account_id"))
 )
 _VERIFY: Final = (
     sa.update(accounts)
@@ -131,13 +134,13 @@ class IdentityStore:
         return True
 
     async def link_by_email(
-        self, identity: Identity, sign_in: SignIn, *, reclaimed: SecurityEvent, events: Sequence[SecurityEvent]
+        self, identity: Identity, sign_in: SignIn, *, reclaimed: SecurityEvent | None, events: Sequence[SecurityEvent]
     ) -> bool:
         """Lets the identity open the account that has its e-mail, and stores its sign-in there.
 
         Where nobody has proved before that the address is theirs, every way into the account ends first, which is
-        `reclaimed`. False: the account has changed. Raises Failure(IDENTITY_TAKEN) when somebody else of the same
-        provider opens it.
+        `reclaimed`; None: somebody has. False: the account has changed. Raises Failure(IDENTITY_TAKEN) when somebody
+        else of the same provider opens it.
         """
         account_id, now = sign_in.account_id, sign_in.create_time
         try:
@@ -145,8 +148,10 @@ class IdentityStore:
                 row = await transaction.one(_LOCK, account_id=account_id)
                 if row is None or row["email"] != identity.proved_email:
                     return False
-                if row["email_verify_time"] is None:
-                    await _end_ways_in(transaction, account_id, now)
+                if (row["email_verify_time"] is None) != (reclaimed is not None):
+                    return False
+                if reclaimed is not None:
+                    await end_ways_in(transaction, account_id, now)
                     await transaction.execute(_VERIFY, account_id=account_id, now=now)
                     await write_event(transaction, reclaimed, now)
                 if not await _write_identity(transaction, account_id, identity):
@@ -159,11 +164,41 @@ class IdentityStore:
             return False
         return True
 
-    async def link(self, account_id: UUID, identity: Identity, event: SecurityEvent) -> Identity:
-        """Lets the identity open the account; returns it as it is stored.
+    async def upgrade(self, identity: Identity, sign_in: SignIn, *, events: Sequence[SecurityEvent]) -> bool:
+        """Makes the guest of `sign_in` an account that the identity opens, and stores the sign-in.
 
-        Raises Failure: IDENTITY_TAKEN, INVALID_TOKEN when the account is gone.
+        False: somebody was faster. Raises Failure: NOT_A_GUEST, INVALID_TOKEN when the guest is gone.
         """
+        try:
+            async with self._database.transaction() as transaction:
+                await _sign_up(transaction, sign_in.account_id, identity, sign_in.create_time)
+                if not await _write_identity(transaction, sign_in.account_id, identity):
+                    raise _Overtaken
+                if not await write_sign_in(transaction, sign_in):
+                    raise _Overtaken
+                for event in events:
+                    await write_event(transaction, event, sign_in.create_time)
+        except (_Overtaken, psycopg.errors.UniqueViolation):
+            return False
+        return True
+
+    async def link(
+        self, account_id: UUID, identity: Identity, event: SecurityEvent, *, signed_up: SecurityEvent
+    ) -> Identity:
+        """Lets the identity open the account; returns it as it is stored. A guest's account is `signed_up` by that.
+
+        Raises Failure: IDENTITY_TAKEN, INVALID_TOKEN when the account is gone, EMAIL_REGISTERED.
+        """
+        try:
+            return await self._link(account_id, identity, event, signed_up)
+        except psycopg.errors.UniqueViolation:
+            raise Failure(
+                Reason.EMAIL_REGISTERED, "An account has this address: sign in to it, and merge the guest into it."
+            ) from None
+
+    async def _link(
+        self, account_id: UUID, identity: Identity, event: SecurityEvent, signed_up: SecurityEvent
+    ) -> Identity:
         async with self._database.transaction() as transaction:
             row = await transaction.one(_LOCK, account_id=account_id)
             if row is None:
@@ -171,6 +206,9 @@ class IdentityStore:
             if identity.proved_email and row["email"] == identity.proved_email:
                 await transaction.execute(_VERIFY, account_id=account_id, now=identity.create_time)
             if await _write_identity(transaction, account_id, identity):
+                if row["is_guest"]:
+                    await _sign_up(transaction, account_id, identity, identity.create_time)
+                    await write_event(transaction, signed_up, identity.create_time)
                 await write_event(transaction, event, identity.create_time)
                 return identity
             stored = await transaction.one(_ONE, provider=identity.provider, subject=identity.subject)
@@ -212,11 +250,11 @@ class IdentityStore:
                 )
 
 
-async def _end_ways_in(transaction: Transaction, account_id: UUID, now: datetime) -> None:
-    """Adds to what `transaction` does that nothing of before opens the account: whatever does has to end here too."""
-    await transaction.execute(_END_PASSWORD, account_id=account_id)
-    await transaction.execute(_FORGET_ALL, account_id=account_id)
-    await end_sign_ins(transaction, account_id, _NO_SIGN_IN, this=True, others=True, now=now)
+async def _sign_up(transaction: Transaction, guest_id: UUID, identity: Identity, now: datetime) -> None:
+    """Adds to what `transaction` does that a guest becomes an account with the identity's address, if it proves one."""
+    await upgrade_guest(transaction, guest_id, identity.proved_email, "")
+    if identity.proved_email:
+        await transaction.execute(_VERIFY, account_id=guest_id, now=now)
 
 
 async def _write_identity(transaction: Transaction, account_id: UUID, identity: Identity) -> bool:

@@ -13,6 +13,7 @@ from runtime.call import Principal
 from runtime.errors import Failure, Reason, Violation, invalid, missing
 from runtime.rounds import Rounds, pause_after
 from runtime.telemetry import MERGE_ERRORS, logger
+from services.auth.accounts_domain import KnownAccounts
 from services.auth.deletions_domain import Receipts
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.tokens import AccessTokens, parse_refresh_token, refresh_token
@@ -65,6 +66,7 @@ class Merges:
     def __init__(
         self,
         store: MergeStore,
+        known: KnownAccounts,
         access_tokens: AccessTokens,
         receipts: Receipts,
         steps: Sequence[Adopt],
@@ -77,6 +79,7 @@ class Merges:
         `deleted` is told that there is something to erase elsewhere.
         """
         self._store = store
+        self._known = known
         self._access_tokens = access_tokens
         self._receipts = receipts
         self._steps = steps
@@ -87,10 +90,12 @@ class Merges:
     async def begin(self, caller: Principal, guest_refresh_token: str, guest_access_token: str) -> Begun:
         """Ends a guest's sign-ins, and has all it has moved to the caller; the same again tells how far that is.
 
-        Raises Failure: FIELD_MISSING, FIELD_INVALID for a token that is not good or the caller's own; NOT_A_GUEST for
-        an account's, or for a guest who went to another account; FORBIDDEN to a guest and for another tenant's.
+        Raises Failure: INVALID_TOKEN when the caller is gone; FIELD_MISSING, FIELD_INVALID for a token that is not good
+        or the caller's own; NOT_A_GUEST for an account's, or for a guest who went to another account; FORBIDDEN to a
+        guest and for another tenant's.
         """
         field = "guest_refresh_token" if guest_refresh_token else "guest_access_token"
+        await self._known.of(caller)
         try:
             guest_id, sign_in_id = await self._guest(guest_refresh_token, guest_access_token)
             if guest_id == caller.user_id:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from runtime.call import Principal
 from runtime.errors import Failure, Reason, missing
-from services.auth.accounts import parse_email
+from services.auth.accounts import Account, parse_email
 from services.auth.codes_domain import Codes, Purpose
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.mails_domain import Kind as MailKind
@@ -32,15 +32,17 @@ class PasswordChanges:
         passwords: Passwords,
         codes: Codes,
         *,
+        account: Callable[[Principal], Awaitable[Account]],
         mailed: Callable[[], None],
         now: Callable[[], datetime],
     ) -> None:
-        """`mailed` is told that there is mail to send."""
+        """`account` finds the caller's or raises Failure(INVALID_TOKEN); `mailed` is told of mail to send."""
         self._store = store
         self._mails = mails
         self._events = events
         self._passwords = passwords
         self._codes = codes
+        self._known = account
         self._mailed = mailed
         self._now = now
 
@@ -115,7 +117,7 @@ class PasswordChanges:
         return account
 
     async def _account(self, caller: Principal) -> Credentials:
-        account = await self._store.by_id(caller.user_id)
+        account = await self._store.by_id((await self._known(caller)).id)
         if account is None:
             raise Failure(Reason.INVALID_TOKEN)
         return account

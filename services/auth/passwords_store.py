@@ -11,8 +11,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
-from runtime.database import Database
+from runtime.database import Database, Transaction
 from runtime.errors import Failure, Reason
+from services.auth.application_tokens_store import end_application_tokens
 from services.auth.codes_domain import Code, Purpose
 from services.auth.codes_store import spend, spend_all
 from services.auth.events_domain import SecurityEvent
@@ -21,6 +22,7 @@ from services.auth.mails_domain import Mail
 from services.auth.mails_store import add_mail
 from services.auth.sign_ins_store import end_sign_ins
 from services.auth.tables import accounts, time
+from services.auth.ways_in_store import forget_identities
 
 _NOBODYS: Final = UUID(int=0)
 
@@ -41,6 +43,12 @@ _SET_BY_PASSWORD: Final = _set.where(accounts.c.password_hash == bindparam("old_
 _SET_BY_CODE: Final = _set.values(
     email_verify_time=sa.func.coalesce(accounts.c.email_verify_time, bindparam("now", type_=time))
 ).where(accounts.c.email == bindparam("email"))
+
+_LOCK: Final = (
+    sa.select(accounts.c.email_verify_time)
+    .where(accounts.c.id == bindparam("account_id"), accounts.c.delete_time.is_(None))
+    .with_for_update()
+)
 
 EVERY_PURPOSE: Final[Sequence[Purpose]] = tuple(Purpose)
 
@@ -83,10 +91,14 @@ class PasswordStore:
     ) -> int:
         """Gives an account another password, and ends its sign-ins but `keep`; returns how many.
 
-        `proof` is the code that was sent, or the hash of the password that it replaces. No code that was made before is
-        good after. Raises Failure(INVALID_CODE) or Failure(INVALID_CREDENTIALS) when the proof is not good any more.
+        `keep` None: whoever asks is not signed in, and application tokens end as well. `proof` is the code that was
+        sent, or the hash of the password that it replaces. No code that was made before is good after.
+
+        Raises Failure(INVALID_CODE) or Failure(INVALID_CREDENTIALS) when the proof is not good any more.
         """
         async with self._database.transaction() as transaction:
+            if keep is None:
+                await _end_what_a_reset_ends(transaction, account_id, now)
             given = {"account_id": account_id, "new_hash": password_hash}
             if isinstance(proof, Code):
                 if not await transaction.execute(_SET_BY_CODE, **given, email=proof.email, now=now):
@@ -107,3 +119,15 @@ class PasswordStore:
         if row is None:
             return None
         return Credentials(account_id=row["id"], email=row["email"] or "", password_hash=row["password_hash"] or None)
+
+
+async def _end_what_a_reset_ends(transaction: Transaction, account_id: UUID, now: datetime) -> None:
+    """Adds to what `transaction` does that nobody gets in by what somebody else may have left behind.
+
+    Where nobody has proved before whose the address is, that may be identities, too. A second factor stays: to read its
+    owner's mail is not enough to end it.
+    """
+    account = await transaction.one(_LOCK, account_id=account_id)
+    if account is not None and account["email_verify_time"] is None:
+        await forget_identities(transaction, account_id)
+    await end_application_tokens(transaction, account_id, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
     from services.auth.accounts_store import AccountStore
 
 BY_OPERATOR: Final = "system"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedAdministrator:
+    """Who is administrator of the tenant without having been made one: whoever has an address of the settings."""
+
+    email: str
+    """In any case; empty: nobody."""
+    must_be_verified: bool
+    """Whether the address counts only once somebody has proved to own it."""
+
+    def role_of(self, account: Account) -> Role:
+        """What an account may do, by its own role or by its address."""
+        named = bool(account.email) and account.email == self.email.strip().lower()
+        proved = account.email_verify_time is not None or not self.must_be_verified
+        return "admin" if account.role == "admin" or (named and proved) else account.role
 
 
 class Roles:

@@ -21,13 +21,15 @@ from services.auth.second_factors_codes import (
     recovery_digest,
     step_of,
 )
-from services.auth.second_factors_sealing import SealedSecret, Sealing
+from services.auth.vault import SealedRow, Vault
 
 if TYPE_CHECKING:
     from services.auth.events_store import EventStore
     from services.auth.second_factors_store import SecondFactorStore
 
 ISSUER: Final = "Satchel"
+# The sealed column.
+SECRET: Final = "sealed_secret"  # noqa: S105  # its name
 # Who has just signed in has just shown a password, or whatever else the account is known by.
 FRESH: Final = timedelta(minutes=10)
 # Three codes of a million are good at any moment: five guesses in five minutes find one once in eight months' trying.
@@ -72,7 +74,7 @@ class Begun:
 class Try:
     """A guess that was counted."""
 
-    sealed: SealedSecret
+    sealed: SealedRow
     enabled: bool
     allowed: bool
     """False: too many were counted before it."""
@@ -87,14 +89,14 @@ class SecondFactors:
         self,
         store: SecondFactorStore,
         events: EventStore,
-        sealing: Sealing,
+        vault: Vault,
         passwords: Passwords,
         *,
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._events = events
-        self._sealing = sealing
+        self._vault = vault
         self._passwords = passwords
         self._now = now
 
@@ -105,11 +107,14 @@ class SecondFactors:
     async def begin(self, caller: Principal, password: str) -> Begun:
         """A new secret, which nothing asks for before it is confirmed.
 
-        Raises Failure: FIELD_MISSING, INVALID_CREDENTIALS, SECOND_FACTOR_ENABLED.
+        Raises Failure: FIELD_MISSING, INVALID_CREDENTIALS, SECOND_FACTOR_ENABLED, FORBIDDEN to whom another issuer
+        signs in.
         """
+        if caller.issuer:
+            raise Failure(Reason.FORBIDDEN, "Who signs you in is who may ask for a second factor.")
         owner = await self._proven(caller, password)
         secret = new_totp_secret()
-        sealed = self._sealing.seal(caller.user_id, secret)
+        sealed = self._vault.seal(caller.user_id, {SECRET: secret})
         if not await self._store.begin(caller.user_id, sealed, self._now()):
             raise Failure(Reason.SECOND_FACTOR_ENABLED)
         uri = otpauth_uri(secret, account=owner.email or str(caller.user_id), issuer=ISSUER)
@@ -186,14 +191,14 @@ class SecondFactors:
 
     async def _guess(
         self, account_id: UUID, kind: CodeKind, code: str, *, pending: bool = False
-    ) -> tuple[int, SealedSecret]:
+    ) -> tuple[int, SealedRow]:
         """The step that a code is of, counted as a try before it is looked at, and the secret that it is of."""
         counted = await self._counted(account_id, "totp")
         if counted.enabled == pending:
             raise Failure(Reason.SECOND_FACTOR_ENABLED) if pending else _none()
         step = None
         if kind == "totp":
-            step = step_of(self._sealing.open(account_id, counted.sealed), code, self._now())
+            step = step_of(self._vault.open(account_id, counted.sealed)[SECRET], code, self._now())
         if step is None:
             raise await self._wrong(account_id, kind)
         return step, counted.sealed

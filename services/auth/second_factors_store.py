@@ -15,9 +15,9 @@ from runtime.database import Database, Transaction
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.second_factors_codes import CodeKind
-from services.auth.second_factors_domain import Owner, SecondFactorState, Try
-from services.auth.second_factors_sealing import SealedSecret
+from services.auth.second_factors_domain import SECRET, Owner, SecondFactorState, Try
 from services.auth.tables import accounts, recovery_codes, second_factors, sign_ins, time
+from services.auth.vault import SealedRow
 
 _now: Final = bindparam("now", type_=time)
 _is_of: Final = second_factors.c.account_id == bindparam("account_id", type_=sa.Uuid)
@@ -36,6 +36,7 @@ _OWNER: Final = (
         accounts.c.id == bindparam("account_id", type_=sa.Uuid),
         accounts.c.delete_time.is_(None),
         sign_ins.c.id == bindparam("sign_in_id", type_=sa.Uuid),
+        sign_ins.c.revoke_time.is_(None),
     )
 )
 _new = postgresql.insert(second_factors).values(
@@ -140,7 +141,7 @@ class SecondFactorStore:
         )
 
     async def owner(self, account_id: UUID, sign_in_id: UUID) -> Owner | None:
-        """Who has signed in; None: the account or the sign-in is gone."""
+        """Who has signed in; None: the account is gone, or the sign-in has ended."""
         async with self._database.statements() as statements:
             row = await statements.one(_OWNER, account_id=account_id, sign_in_id=sign_in_id)
         if row is None:
@@ -149,7 +150,7 @@ class SecondFactorStore:
             email=row["email"] or "", password_hash=row["password_hash"] or "", sign_in_time=row["create_time"]
         )
 
-    async def begin(self, account_id: UUID, sealed: SealedSecret, now: datetime) -> bool:
+    async def begin(self, account_id: UUID, sealed: SealedRow, now: datetime) -> bool:
         """Stores a secret that is to be confirmed; False: the account has a second factor."""
         async with self._database.statements() as statements:
             begun = await statements.execute(
@@ -157,7 +158,7 @@ class SecondFactorStore:
                 account_id=account_id,
                 key_id=sealed.key_id,
                 sealed_key=sealed.sealed_key,
-                sealed_secret=sealed.sealed_secret,
+                sealed_secret=sealed.columns[SECRET],
                 now=now,
             )
         return begun > 0
@@ -165,7 +166,7 @@ class SecondFactorStore:
     async def enable(
         self,
         account_id: UUID,
-        sealed: SealedSecret,
+        sealed: SealedRow,
         step: int,
         digests: Sequence[bytes],
         now: datetime,
@@ -174,7 +175,7 @@ class SecondFactorStore:
         """Turns on what was begun with this secret; False: it is on already, or another one was begun since."""
         async with self._database.transaction() as transaction:
             if not await transaction.execute(
-                _ENABLE, account_id=account_id, confirmed=sealed.sealed_secret, step=step, now=now
+                _ENABLE, account_id=account_id, confirmed=sealed.columns[SECRET], step=step, now=now
             ):
                 return False
             await _replace_codes(transaction, account_id, digests)
@@ -184,8 +185,7 @@ class SecondFactorStore:
     async def disable(self, account_id: UUID, now: datetime, event: SecurityEvent) -> None:
         """Ends a second factor and its recovery codes."""
         async with self._database.transaction() as transaction:
-            if await transaction.execute(_DISABLE, account_id=account_id):
-                await transaction.execute(_FORGET_CODES, account_id=account_id)
+            if await forget_second_factor(transaction, account_id):
                 await write_event(transaction, event, now)
 
     async def renew(self, account_id: UUID, digests: Sequence[bytes], now: datetime, event: SecurityEvent) -> None:
@@ -203,7 +203,9 @@ class SecondFactorStore:
         if row is None:
             return None
         return Try(
-            sealed=SealedSecret(key_id=row["key_id"], sealed_key=row["sealed_key"], sealed_secret=row["sealed_secret"]),
+            sealed=SealedRow(
+                key_id=row["key_id"], sealed_key=row["sealed_key"], columns={SECRET: row["sealed_secret"]}
+            ),
             enabled=row["enable_time"] is not None,
             allowed=row["tries"] <= most,
             retry_after=max(1.0, (row["since"] + window - now).total_seconds()),
@@ -221,6 +223,13 @@ class SecondFactorStore:
                 return False
             await write_event(transaction, event, now)
         return True
+
+
+async def forget_second_factor(transaction: Transaction, account_id: UUID) -> bool:
+    """Adds to what `transaction` does that an account has no second factor and no recovery codes; whether it had."""
+    had = await transaction.execute(_DISABLE, account_id=account_id)
+    await transaction.execute(_FORGET_CODES, account_id=account_id)
+    return had > 0
 
 
 async def _replace_codes(transaction: Transaction, account_id: UUID, digests: Sequence[bytes]) -> None:

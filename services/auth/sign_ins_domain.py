@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID, uuid4
 
 from runtime.addresses import network_of
-from runtime.call import Principal
+from runtime.call import Principal, Role
 from runtime.errors import Failure, Reason, invalid, missing
 from runtime.identity import ACCESS_TOKEN_SECONDS
 from services.auth.accounts import Account
@@ -109,19 +109,16 @@ class SignIns:
         second_factors: SecondFactors,
         *,
         account: Callable[[UUID], Awaitable[Account]],
-        admin_email: str,
+        role_of: Callable[[Account], Role],
         now: Callable[[], datetime],
     ) -> None:
-        """`account` finds an account or raises Failure(INVALID_TOKEN).
-
-        The account with `admin_email` signs in as administrator of its tenant; empty: nobody does.
-        """
+        """`account` finds an account or raises Failure(INVALID_TOKEN); `role_of` is what one signs in as."""
         self._store = store
         self._events = events
         self._access_tokens = access_tokens
         self._second_factors = second_factors
         self._account = account
-        self._admin_email = admin_email.strip().lower()
+        self._role_of = role_of
         self._now = now
 
     def prepare(self, account: Account, device: Device, method: str) -> tuple[SignIn, Tokens]:
@@ -230,13 +227,12 @@ class SignIns:
         return ended, now - REVOCATION_OVERLAP
 
     def _access_token(self, account: Account, sign_in_id: UUID) -> str:
-        is_admin = account.role == "admin" or (self._admin_email and account.email == self._admin_email)
         return self._access_tokens.mint(
             Principal(
                 user_id=account.id,
                 sign_in_id=sign_in_id,
                 tenant_id=account.tenant_id,
-                role="admin" if is_admin else "user",
+                role=self._role_of(account),
                 tier=account.subscription.tier,
                 guest=account.is_guest,
             )

@@ -11,8 +11,8 @@ from runtime.documents import parse_json
 from runtime.errors import Failure, Reason, invalid, missing
 from runtime.ids import parse_uuid
 from runtime.tiers import FREE_TIER, Tiers
-from services.auth.accounts import Subscription
-from services.auth.subscriptions_domain import NO_SUBSCRIPTION, StoreEvent
+from services.auth.accounts import NO_SUBSCRIPTION, Subscription
+from services.auth.subscriptions_domain import StoreEvent
 
 SOURCE: Final = "webhook"
 MAX_TEXT_CHARS: Final = 200

@@ -12,14 +12,13 @@ from uuid import UUID
 from runtime.errors import Failure, Reason
 from runtime.ids import parse_uuid
 from runtime.telemetry import logger
-from runtime.tiers import FREE_TIER, Tiers
-from services.auth.accounts import Subscription
+from runtime.tiers import Tiers
+from services.auth.accounts import NO_SUBSCRIPTION, Subscription
 from services.auth.events_domain import Kind, SecurityEvent
 
 if TYPE_CHECKING:
     from services.auth.subscriptions_store import SubscriptionStore
 
-NO_SUBSCRIPTION: Final = Subscription(tier=FREE_TIER, status="inactive", end_time=None, cancel_at_period_end=False)
 # A store's whole word about one purchase is a few KiB.
 MAX_DOCUMENT_BYTES: Final = 256 * 1024
 _FIRST: Final = datetime.min.replace(tzinfo=UTC)

@@ -1,9 +1,9 @@
-"""Owns what is too old to keep: sign-ins that ended long ago, security events, counts of failed attempts."""
+"""Owns what is too old to keep, and that it goes: rows of the service's own, and guests who are not coming back."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -22,12 +22,25 @@ class Sweeps:
     """Sweeps batch by batch; any number of replicas may do it at once."""
 
     def __init__(
-        self, store: SweepStore, *, events_lifetime: timedelta, now: Callable[[], datetime], batch: int = BATCH
+        self,
+        store: SweepStore,
+        *,
+        events_lifetime: timedelta,
+        idle_guests: Callable[[datetime, int], Awaitable[int]],
+        guest_lifetime: timedelta,
+        now: Callable[[], datetime],
+        batch: int = BATCH,
     ) -> None:
+        """`idle_guests` deletes up to so many guests who have not been back since a moment; returns how many."""
         self._kinds = (
+            ("guests", idle_guests, guest_lifetime),
             ("sign_ins", store.sign_ins, MEMORY),
             ("security_events", store.security_events, events_lifetime),
             ("attempts", store.attempts, FORGET_AFTER),
+            # Their time is over when they expire.
+            ("codes", store.codes, timedelta(0)),
+            ("code_tries", store.code_tries, timedelta(0)),
+            ("mails", store.mails, timedelta(0)),
         )
         self._now = now
         self._batch = batch

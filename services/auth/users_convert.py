@@ -6,30 +6,31 @@ from typing import Any
 
 from satchel.auth.v1 import users_pb2 as pb
 
+from runtime.call import Role
 from runtime.clock import to_timestamp
 from services.auth.accounts import Account
 
 
-def create_response(account: Account) -> pb.CreateUserResponse:
+def create_response(account: Account, role: Role) -> pb.CreateUserResponse:
     """An account that was created."""
-    return pb.CreateUserResponse(**_values(account))
+    return pb.CreateUserResponse(**_values(account, role))
 
 
-def get_response(account: Account) -> pb.GetUserResponse:
+def get_response(account: Account, role: Role) -> pb.GetUserResponse:
     """An account that was asked for."""
-    return pb.GetUserResponse(**_values(account))
+    return pb.GetUserResponse(**_values(account, role))
 
 
-def find_response(account: Account) -> pb.FindUserResponse:
+def find_response(account: Account, role: Role) -> pb.FindUserResponse:
     """An account that was found."""
-    return pb.FindUserResponse(**_values(account))
+    return pb.FindUserResponse(**_values(account, role))
 
 
-def _values(account: Account) -> dict[str, Any]:
+def _values(account: Account, role: Role) -> dict[str, Any]:
     return {
         "id": str(account.id),
         "email": account.email,
         "tenant_id": account.tenant_id,
-        "role": account.role,
+        "role": role,
         "created_at": to_timestamp(account.create_time),
     }

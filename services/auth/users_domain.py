@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from runtime.call import Principal, Role
 from runtime.errors import Failure, Reason, invalid
 from services.auth.accounts import DEFAULT_TENANT, NO_SUBSCRIPTION, Account, parse_email
+from services.auth.accounts_domain import KnownAccounts
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.passwords import Passwords, check_password
 
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 class Users:
     """The accounts of other people."""
 
-    def __init__(self, store: AccountStore, passwords: Passwords, *, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, store: AccountStore, known: KnownAccounts, passwords: Passwords, *, now: Callable[[], datetime]
+    ) -> None:
         self._store = store
+        self._known = known
         self._passwords = passwords
         self._now = now
 
@@ -48,6 +52,8 @@ class Users:
         """An account that the caller may see. Raises Failure: FORBIDDEN, NOT_FOUND."""
         if caller.role == "user" and caller.user_id != account_id:
             raise Failure(Reason.FORBIDDEN)
+        if caller.issuer:
+            return await self._known.of(caller)
         account = (await self._store.accounts([account_id])).get(account_id)
         if account is None:
             raise Failure(Reason.NOT_FOUND, "There is no such user.")

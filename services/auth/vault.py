@@ -15,14 +15,22 @@ from uuid import UUID
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from runtime.errors import Failure, Reason
 from runtime.keys import VaultKey
+from runtime.telemetry import logger
 
+# Seconds; replicas that are given a new key one after the other all have it soon.
+MISSING_KEY_PAUSE: Final = 5
 _NONCE_BYTES: Final = 12
 _ROW_KEY_COLUMN: Final = "sealed_key"
 
 
 class VaultError(Exception):
-    """A row cannot be opened: its key is not among those that this process has, or it is not what was sealed."""
+    """A row cannot be opened: it is not what was sealed."""
+
+
+class MissingKey(VaultError):
+    """A row's key is not among those that this process has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,11 @@ class Vault:
         self._table = table
         self._keys = keys
 
+    @property
+    def table(self) -> str:
+        """Whose rows it seals."""
+        return self._table
+
     def newest(self) -> str:
         """The id of the key that seals now."""
         return self._keys()[0].id
@@ -57,8 +70,15 @@ class Vault:
         )
 
     def open(self, owner: UUID, row: SealedRow) -> dict[str, str]:
-        """What `seal` was given. Raises VaultError."""
-        row_key = self._row_key(owner, row)
+        """What `seal` was given.
+
+        Raises Failure(UNAVAILABLE) when the row's key is not here, as it is, or will be, elsewhere; VaultError.
+        """
+        try:
+            row_key = self._row_key(owner, row)
+        except MissingKey as error:
+            logger().error("a key of the vault is missing", key=row.key_id, table=self._table, user=owner)
+            raise Failure(Reason.UNAVAILABLE, retry_after=MISSING_KEY_PAUSE) from error
         return {name: self._decrypt(row_key, sealed, owner, name).decode() for name, sealed in row.columns.items()}
 
     def rewrap(self, owner: UUID, row: SealedRow) -> SealedRow:
@@ -71,7 +91,7 @@ class Vault:
         for key in self._keys():
             if key.id == row.key_id:
                 return self._decrypt(key.secret, row.sealed_key, owner, _ROW_KEY_COLUMN)
-        raise VaultError(f"no key of the vault has the id {row.key_id}")
+        raise MissingKey(f"no key of the vault has the id {row.key_id}")
 
     def _encrypt(self, key: bytes, content: bytes, owner: UUID, column: str) -> bytes:
         nonce = secrets.token_bytes(_NONCE_BYTES)

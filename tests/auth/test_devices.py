@@ -169,7 +169,18 @@ async def test_an_account_has_a_hundred_live_sign_ins_at_most_also_through_two_r
 
 class TestSweeps:
     async def sweep(self, db: Database, now: datetime) -> Any:
-        return await Sweeps(SweepStore(db), events_lifetime=timedelta(days=365), now=lambda: now, batch=2).round()
+        async def nobody(before: datetime, limit: int) -> int:
+            return 0
+
+        sweeps = Sweeps(
+            SweepStore(db),
+            events_lifetime=timedelta(days=365),
+            idle_guests=nobody,
+            guest_lifetime=timedelta(days=90),
+            now=lambda: now,
+            batch=2,
+        )
+        return await sweeps.round()
 
     async def test_sign_ins_go_long_after_their_end_and_none_before(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
@@ -222,3 +233,31 @@ class TestSweeps:
                     )
             swept = await self.sweep(db, NOW)
             assert (swept["security_events"], swept["attempts"]) == (3, 1)
+
+    async def test_codes_their_tries_and_their_mail_go_when_their_time_is_over(self, database_url: str) -> None:
+        async with AsyncExitStack() as stack:
+            db = await stack.enter_async_context(database(database_url, connections=2, name="test"))
+            account, minute = uuid4(), timedelta(minutes=1)
+            async with db.transaction() as transaction:
+                await transaction.connection.execute(
+                    "INSERT INTO auth.accounts (id, email, password_hash, tenant_id, role, tier, subscription_status,"
+                    " cancel_at_period_end, create_time) VALUES (%s, 'a@example.com', '', 1, 'user', 'free',"
+                    " 'inactive', false, now())",
+                    [account],
+                )
+                for expires in (NOW - 3 * minute, NOW - 2 * minute, NOW - minute, NOW + minute):
+                    for statement in (
+                        "INSERT INTO auth.codes (id, account_id, purpose, email, number, tries, create_time,"
+                        " expire_time) VALUES (%(id)s, %(account)s, 'reset', '', '', 0, %(now)s, %(expires)s)",
+                        "INSERT INTO auth.code_tries (holder_id, ip, tries, expire_time)"
+                        " VALUES (%(id)s, '', 1, %(expires)s)",
+                        "INSERT INTO auth.mails (id, kind, email, create_time, expire_time, due_time, attempts)"
+                        " VALUES (%(id)s, 'reset', '', %(now)s, %(expires)s, %(now)s, 0)",
+                    ):
+                        values = {"id": uuid4(), "account": account, "now": NOW, "expires": expires}
+                        await transaction.connection.execute(statement.encode(), values)
+            swept = await self.sweep(db, NOW)
+            assert {kind: swept[kind] for kind in ("codes", "code_tries", "mails")} == dict.fromkeys(
+                ("codes", "code_tries", "mails"), 3
+            )
+            assert not +(await self.sweep(db, NOW))

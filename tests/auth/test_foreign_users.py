@@ -13,7 +13,7 @@ import pytest
 
 from deploy.parts import running
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
-from tests.factories import Phone, device_session, puzzle_session
+from tests.factories import PASSWORD, Phone, device_session, puzzle_session
 from tests.issuers import Issuer, Key, issuer, signed_with_secret
 from tests.polling import until
 
@@ -114,6 +114,50 @@ async def test_such_a_user_may_link_an_identity_and_come_in_by_it(edge: Edge, pr
     assert signed_in.json()["user"]["id"] == phone.user_id
     # The project still lets him in.
     assert (await phone.call("DELETE", "/v1/auth/identities/acme")).json() == {"signed_out": 1}
+
+
+async def test_whatever_such_a_user_asks_of_auth_is_answered(edge: Edge, project: Issuer) -> None:
+    """Each asks for the first thing here, so that nothing is known of any of them."""
+    guest = await Phone.as_guest(edge.http, tenant_id=5)
+    named = {"name": "mine", "scopes": ["read"]}
+    asked: list[tuple[int, str, str, dict[str, Any] | None]] = [
+        (200, "GET", "/v1/auth/me", None),
+        (200, "GET", "/v1/subscription/status", None),
+        (200, "POST", "/v1/auth/signout", {}),
+        (200, "GET", "/v1/auth/identities", None),
+        (404, "DELETE", "/v1/auth/identities/acme", None),
+        (200, "GET", "/v1/auth/devices", None),
+        (404, "DELETE", f"/v1/auth/devices/{uuid4()}", None),
+        (200, "GET", "/v1/auth/security-events", None),
+        (403, "GET", "/v1/auth/tenant/security-events", None),
+        (200, "GET", "/v1/auth/second-factor", None),
+        (403, "POST", "/v1/auth/second-factor", {}),
+        (404, "POST", "/v1/auth/second-factor/confirm", {"code": "123456"}),
+        (404, "POST", "/v1/auth/second-factor/disable", {"code": "123456"}),
+        (404, "POST", "/v1/auth/second-factor/recovery-codes", {"code": "123456"}),
+        (401, "POST", "/v1/auth/password", {"current_password": "x", "new_password": "correct horse battery"}),
+        (400, "POST", "/v1/auth/email/request-verification", {}),
+        (401, "POST", "/v1/auth/email/change", {"new_email": "a@example.com", "password": "x"}),
+        (400, "POST", "/v1/auth/email/verify", {"code": "7KQ2-M9XD"}),
+        (200, "GET", "/v1/auth/export", None),
+        (200, "POST", "/v1/auth/merge", {"guest_refresh_token": guest.refresh_token}),
+        (200, "GET", "/users/{user_id}", None),
+        (201, "POST", "/tokens/", named),
+        (200, "GET", "/tokens/{user_id}", None),
+        (404, "PUT", "/tokens/{user_id}", {"revoke": True}),
+        (403, "GET", "/garmin_credentials/{user_id}", None),
+        (201, "POST", "/v1/auth/signup", {"email": f"{uuid4().hex}@example.com", "password": PASSWORD}),
+        (200, "DELETE", "/v1/auth/me", None),
+    ]
+    answers = []
+    for _, verb, path, body in asked:
+        phone = user(edge, project)
+        path = path.replace("{user_id}", phone.user_id)
+        answers.append(await phone.call(verb, path, **({} if body is None else {"json": body})))
+    assert [(one.status_code, one.request.method, one.request.url.path) for one in answers] == [
+        (status, verb, path.replace("{user_id}", one.request.url.path.rpartition("/")[2]))
+        for (status, verb, path, _), one in zip(asked, answers, strict=True)
+    ]
 
 
 async def test_who_deletes_himself_is_erased_and_refused_for_good(edge: Edge, project: Issuer) -> None:

@@ -20,6 +20,7 @@ from runtime.database import Database, database
 from runtime.errors import Failure, Reason
 from runtime.keys import signing_keys
 from services.auth.accounts import NO_SUBSCRIPTION, Account
+from services.auth.accounts_domain import KnownAccounts
 from services.auth.accounts_store import AccountStore
 from services.auth.deletions_domain import Receipts
 from services.auth.events_domain import Kind, SecurityEvent
@@ -383,8 +384,9 @@ class World:
             SignInStore(db),
             EventStore(db),
             self.access_tokens,
+            None,  # type: ignore[arg-type]  # nobody has a second factor here
             account=self._account,
-            admin_email="",
+            role_of=lambda account: account.role,
             now=lambda: self.time,
         )
 
@@ -394,6 +396,7 @@ class World:
     def merges(self) -> Merges:
         return Merges(
             MergeStore(self.db),
+            KnownAccounts(AccountStore(self.db), now=lambda: self.time),
             self.access_tokens,
             Receipts(b"secret"),
             [self.services.step("files"), self.services.step("records")],

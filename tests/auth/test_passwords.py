@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,6 +20,7 @@ from runtime.keys import mesh_secret
 from runtime.server import serving
 from services.auth.app import service as auth
 from services.auth.codes_domain import MAX_CODES, MAX_TRIES, CodeBook, Purpose, parse_code
+from tests.auth.test_second_factors import turned_on
 from tests.conftest import Edge, config_for, edge_of
 from tests.factories import PASSWORD, Phone
 from tests.mailbox import MailServer, mail_server
@@ -125,6 +126,28 @@ class TestReset:
             return len(post.mail.to(phone.email, "Your password was changed")) == 1
 
         await until(told)
+
+    async def test_it_ends_what_somebody_else_may_have_left_and_not_the_second_factor(self, post: Post) -> None:
+        phone = await post.phone()
+        made = await phone.call("POST", "/tokens/", json={"name": "mine", "scopes": ["read"]})
+        program = replace(phone, access_token=made.json()["token"])
+        assert (await program.call("GET", "/sessions")).status_code == 200
+        linked = "INSERT INTO auth.identities VALUES ('google', %s, %s, '', false, '', now())"
+        post.change(linked, phone.user_id, phone.user_id)
+        await turned_on(post.edge, phone)
+        assert (await post.reset(phone.email, await post.requested(phone.email))).status_code == 200
+
+        async def out() -> bool:
+            return (await program.call("GET", "/sessions")).status_code == 401
+
+        await until(out, seconds=5)
+        # Nobody had proved before whose the address is; now somebody has.
+        assert post.rows("SELECT 1 FROM auth.identities WHERE account_id = %s", phone.user_id) == []
+        refused = (await post.sign_in(phone.email, NEW)).json()["error"]["details"]
+        assert refused == [{"field": "code", "reason": "SECOND_FACTOR_REQUIRED"}]
+        post.change(linked, phone.user_id, phone.user_id)
+        assert (await post.reset(phone.email, await post.requested(phone.email, 2))).status_code == 200
+        assert post.rows("SELECT 1 FROM auth.identities WHERE account_id = %s", phone.user_id) != []
 
     async def test_a_code_is_good_once(self, post: Post) -> None:
         phone = await post.phone()
@@ -300,6 +323,13 @@ class TestChange:
             assert answer.status_code == status
         assert (await post.sign_in(phone.email, NEW)).status_code == 200
         assert post.events(phone)[-2:] == ["password_changed", "signed_in"]
+
+    async def test_application_tokens_outlive_a_change_by_their_owner(self, post: Post) -> None:
+        phone = await post.phone()
+        await phone.call("POST", "/tokens/", json={"name": "mine", "scopes": ["read"]})
+        given = {"current_password": PASSWORD, "new_password": NEW}
+        assert (await phone.call("POST", "/v1/auth/password", json=given)).status_code == 200
+        assert len((await phone.call("GET", f"/tokens/{phone.user_id}")).json()["tokens"]) == 1
 
     async def test_a_wrong_one_is_refused_and_noted(self, post: Post) -> None:
         phone = await post.phone()

@@ -23,9 +23,11 @@ from runtime.server import serving
 from services.auth.app import service as auth
 from services.auth.passwords import Passwords
 from services.auth.tokens import new_secret, parse_refresh_token, refresh_token
+from tests.auth.callers import as_service
 from tests.auth.replicas import Refusal
 from tests.conftest import Edge, config_for
 from tests.factories import PASSWORD, Phone
+from tests.mailbox import mail_server
 from tests.polling import until
 
 
@@ -255,6 +257,26 @@ async def test_the_admin_of_the_settings_signs_in_as_admin(own_edge: Callable[..
     assert (claims["role"], claims["tenant_id"]) == ("admin", 7)
     worker = await edge.phone(email="worker@example.com")
     assert jwt.decode(worker.access_token, options={"verify_signature": False})["role"] == "user"
+
+
+async def test_where_mail_is_sent_the_admin_of_the_settings_has_to_prove_the_address(
+    own_edge: Callable[..., Awaitable[Edge]],
+) -> None:
+    async with mail_server() as mail:
+        settings = {"smtp_url": mail.url, "mail_from": "Satchel <no-reply@satchel.test>"}
+        edge = await own_edge(admin_email="boss@example.com", **settings)
+        boss = await edge.phone(email="boss@example.com")
+
+        async def roles(token: str) -> tuple[str, str]:
+            shown = (await as_service(edge, "GET", f"/users/{boss.user_id}")).json()["role"]
+            return jwt.decode(token, options={"verify_signature": False})["role"], shown
+
+        assert await roles(boss.access_token) == ("user", "user")
+        assert (await boss.call("POST", "/v1/auth/email/request-verification", json={})).status_code == 200
+        code = await mail.code(boss.email)
+        assert (await boss.call("POST", "/v1/auth/email/verify", json={"code": code})).status_code == 200
+        refreshed = await edge.http.post("/v1/auth/refresh", json={"refresh_token": boss.refresh_token})
+        assert await roles(refreshed.json()["access_token"]) == ("admin", "admin")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ from runtime.server import serving
 from services.auth.app import service as auth
 from services.auth.passwords import Passwords
 from services.auth.providers import LEEWAY, Provider, providers
+from tests.auth.test_second_factors import code_of, turned_on, wrong_code
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
-from tests.factories import PASSWORD, Phone
+from tests.factories import PASSWORD, Phone, change
 from tests.issuers import Issuer, Key, b64, compact, issuer, signed_with_secret
 from tests.polling import until
 
@@ -286,6 +287,136 @@ class TestWhoseAccount:
         passwords = Passwords()
         assert not await passwords.verify("", "nobody's password")
         passwords.close()
+
+    async def test_nothing_that_somebody_else_made_outlives_it(self, edge: Edge, acme: Issuer) -> None:
+        squatter = await edge.phone()
+        made = await squatter.call("POST", "/tokens/", json={"name": "mine", "scopes": ["read"]})
+        program = replace(squatter, access_token=made.json()["token"])
+        assert (await program.call("GET", "/sessions")).status_code == 200
+        other = {"new_email": f"{uuid4().hex}@example.com", "password": PASSWORD}
+        assert (await squatter.call("POST", "/v1/auth/email/change", json=other)).status_code == 200
+        await turned_on(edge, squatter)
+
+        owner = await phone_by(edge, acme.token(**somebody(email=squatter.email)))
+        assert owner.user_id == squatter.user_id
+        assert (await owner.call("GET", "/v1/auth/second-factor")).json()["enabled"] is False
+        for table in ("second_factors", "recovery_codes", "mails"):
+            assert execute(edge, f"SELECT 1 FROM auth.{table} WHERE account_id = %s", squatter.user_id) == []
+        assert (await owner.call("GET", f"/tokens/{owner.user_id}")).json()["tokens"] == []
+
+        async def out() -> bool:
+            return (await program.call("GET", "/sessions")).status_code == 401
+
+        await until(out, seconds=5)
+        assert "application_token_revoked" in events(edge, owner.user_id)
+
+
+def asked_for(answer: httpx.Response) -> tuple[int, list[dict[str, str]]]:
+    return answer.status_code, answer.json()["error"]["details"]
+
+
+REQUIRED = (401, [{"field": "code", "reason": "SECOND_FACTOR_REQUIRED"}])
+WRONG = (401, [{"field": "code", "reason": "SECOND_FACTOR_INVALID"}])
+
+
+class TestSecondFactor:
+    async def test_an_identity_alone_does_not_open_an_account_that_has_one(self, edge: Edge, acme: Issuer) -> None:
+        token = acme.token(**somebody())
+        phone = await phone_by(edge, token)
+        secret, codes = await turned_on(edge, phone, password="")
+        assert asked_for(await sso(edge, token)) == REQUIRED
+        assert asked_for(await sso(edge, token, code=wrong_code(secret))) == WRONG
+        code = code_of(secret)
+        assert (await sso(edge, token, code=code)).json()["user"]["id"] == phone.user_id
+        assert asked_for(await sso(edge, token, code=code)) == WRONG
+        assert (await sso(edge, token, code=codes[0])).status_code == 200
+        assert events(edge, phone.user_id).count("signed_in") == 2
+
+    async def test_nor_does_a_proved_address_and_nothing_is_linked(self, edge: Edge, acme: Issuer) -> None:
+        phone = await edge.phone()
+        execute(edge, "UPDATE auth.accounts SET email_verify_time = now() WHERE id = %s", phone.user_id)
+        secret, _ = await turned_on(edge, phone)
+        token = acme.token(**somebody(email=phone.email))
+        assert asked_for(await sso(edge, token)) == REQUIRED
+        assert await identities(phone) == []
+        assert (await sso(edge, token, code=code_of(secret))).json()["user"]["id"] == phone.user_id
+        assert len(await identities(phone)) == 1
+
+
+def is_guest(token: str) -> bool:
+    return bool(jwt.decode(token, options={"verify_signature": False}).get("guest"))
+
+
+class TestGuests:
+    async def sign_in(self, guest: Phone, token: str, **given: Any) -> httpx.Response:
+        return await guest.call("POST", "/auth/sso/acme", json={"id_token": token, **given})
+
+    async def test_a_guest_who_signs_in_keeps_id_and_data(self, edge: Edge, acme: Issuer) -> None:
+        guest, claims = await Phone.as_guest(edge.http), somebody()
+        await guest.call("POST", "/api/v1/sync/push", json={"changes": [change(id="kept")]})
+        answer = await self.sign_in(guest, acme.token(**claims))
+        body = answer.json()
+        assert (answer.status_code, body["is_new_user"]) == (200, True)
+        assert body["user"] == {**body["user"], "id": guest.user_id, "email": claims["email"]}
+        phone = replace(guest, access_token=body["access_token"])
+        assert not is_guest(phone.access_token)
+        assert (await phone.call("GET", "/v1/auth/me")).json().get("is_guest", False) is False
+        page = (await phone.call("GET", "/api/v1/sync/pull")).json()
+        assert [one["id"] for one in page["changes"]] == ["kept"]
+        assert events(edge, guest.user_id) == ["guest_created", "guest_signed_up", "signed_in"]
+        # A phone that did not hear the answer comes again with the token that still says guest.
+        again = (await self.sign_in(guest, acme.token(**claims))).json()
+        assert (again["user"]["id"], again["is_new_user"]) == (guest.user_id, False)
+
+    async def test_the_same_call_many_times_at_once_is_one_account(self, edge: Edge, acme: Issuer) -> None:
+        guest, token = await Phone.as_guest(edge.http), acme.token(**somebody())
+        answers = await asyncio.gather(*(self.sign_in(guest, token) for _ in range(5)))
+        assert {one.json()["user"]["id"] for one in answers} == {guest.user_id}
+        assert sum(one.json()["is_new_user"] for one in answers) == 1
+
+    async def test_an_account_that_is_there_is_opened_and_the_guest_stays_one(self, edge: Edge, acme: Issuer) -> None:
+        token = acme.token(**somebody())
+        owner, guest = await phone_by(edge, token), await Phone.as_guest(edge.http)
+        assert (await self.sign_in(guest, token)).json()["user"]["id"] == owner.user_id
+        assert (await guest.call("GET", "/v1/auth/me")).json()["is_guest"] is True
+        merged = await owner.call("POST", "/v1/auth/merge", json={"guest_refresh_token": guest.refresh_token})
+        assert merged.status_code == 200
+
+    async def test_who_has_become_an_account_otherwise_is_no_guest(self, edge: Edge, acme: Issuer) -> None:
+        guest = await Phone.as_guest(edge.http)
+        up = {"email": f"{uuid4().hex}@example.com", "password": PASSWORD}
+        assert (await guest.call("POST", "/v1/auth/signup", json=up)).status_code == 201
+        assert (await self.sign_in(guest, acme.token(**somebody()))).status_code == 409
+
+    async def test_a_token_that_comes_along_must_be_good(self, edge: Edge, acme: Issuer) -> None:
+        guest = replace(await Phone.as_guest(edge.http), access_token="garbage")
+        assert (await self.sign_in(guest, acme.token(**somebody()))).status_code == 401
+
+    async def test_a_guest_stays_in_its_tenant(self, edge: Edge, acme: Issuer) -> None:
+        guest = await Phone.as_guest(edge.http, tenant_id=7)
+        answer = await self.sign_in(guest, acme.token(**somebody()), tenant_id=8)
+        assert (answer.status_code, answer.json()["error"]["details"][0]["field"]) == (400, "tenant_id")
+
+    async def test_a_guest_who_links_an_identity_is_none_any_more(self, edge: Edge, acme: Issuer) -> None:
+        guest, claims = await Phone.as_guest(edge.http), somebody()
+        link = {"provider": "acme", "id_token": acme.token(**claims)}
+        for _ in range(2):
+            assert (await guest.call("POST", "/v1/auth/identities", json=link)).status_code == 200
+        me = (await guest.call("GET", "/v1/auth/me")).json()
+        assert (me["email"], me.get("is_guest", False)) == (claims["email"], False)
+        refreshed = await edge.http.post("/v1/auth/refresh", json={"refresh_token": guest.refresh_token})
+        assert not is_guest(refreshed.json()["access_token"])
+        assert events(edge, guest.user_id) == ["guest_created", "guest_signed_up", "identity_linked"]
+        owner = await edge.phone()
+        merge = {"guest_refresh_token": refreshed.json()["refresh_token"]}
+        assert (await owner.call("POST", "/v1/auth/merge", json=merge)).status_code == 409
+
+    async def test_a_guest_whose_address_is_anothers_stays_one(self, edge: Edge, acme: Issuer) -> None:
+        guest, owner = await Phone.as_guest(edge.http), await edge.phone()
+        link = {"provider": "acme", "id_token": acme.token(**somebody(email=owner.email))}
+        assert (await guest.call("POST", "/v1/auth/identities", json=link)).status_code == 409
+        assert (await guest.call("GET", "/v1/auth/me")).json()["is_guest"] is True
+        assert await identities(guest) == []
 
 
 class TestIdentities:

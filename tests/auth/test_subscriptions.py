@@ -29,9 +29,9 @@ from runtime.clock import utc_now
 from runtime.config import Config, ConfigError
 from runtime.server import serving
 from runtime.tiers import read_tiers
-from services.auth.accounts import Subscription
+from services.auth.accounts import NO_SUBSCRIPTION, Subscription
 from services.auth.app import service as auth
-from services.auth.subscriptions_domain import NO_SUBSCRIPTION, StoreEvent, subscriptions
+from services.auth.subscriptions_domain import StoreEvent, subscriptions
 from tests.conftest import Edge, config_for, edge_of
 from tests.factories import PASSWORD, Phone, puzzle_session
 from tests.journeys.test_bad_input import NO_OBJECT

@@ -67,7 +67,7 @@ EXPECTED = {
     "/satchel.auth.v1.AuthService/GetSubscriptionStatus": USERS,
     "/satchel.auth.v1.AuthService/GetJwks": OPEN,
     "/satchel.auth.v1.AuthService/ListRevokedSignIns": SERVICES,
-    "/satchel.auth.v1.SsoService/SignInWithProvider": OPEN,
+    "/satchel.auth.v1.SsoService/SignInWithProvider": GUESTS,
     "/satchel.auth.v1.SsoService/ListIdentities": USERS,
     "/satchel.auth.v1.SsoService/LinkIdentity": USERS,
     "/satchel.auth.v1.SsoService/UnlinkIdentity": USERS,
