@@ -176,8 +176,12 @@ class Verifier:
         if token.algorithm == SHARED:
             check_shared(token, self._mesh_secret)
             expires = self._check_claims(token.claims)
-            if MESH_AUDIENCE not in audiences(token.claims) or not isinstance(token.claims.get("sub"), str):
+            if MESH_AUDIENCE not in audiences(token.claims):
                 raise Failure(Reason.INVALID_TOKEN)
+            try:
+                actor = _service(token.claims.get("sub"))
+            except ValueError:
+                raise Failure(Reason.INVALID_TOKEN) from None
             return _Verified(
                 Principal(
                     user_id=_NOBODY,
@@ -185,7 +189,7 @@ class Verifier:
                     tenant_id=0,
                     role="service",
                     tier="",
-                    actor=_service(token.claims["sub"]),
+                    actor=actor,
                 ),
                 expires,
             )
