@@ -107,7 +107,7 @@ class AuthClient:
         return ended, deleted, response.next_since
 
     async def _resolve(self, digests: Sequence[bytes]) -> dict[bytes, ResolvedToken]:
-        # However many come at once, made up or not: too many in one question would be refused with all that it asks for.
+        # However many come at once, made up or not: a question with too many is refused, with all that it asks for.
         parts = [digests[start : start + DIGESTS_AT_ONCE] for start in range(0, len(digests), DIGESTS_AT_ONCE)]
         found = await asyncio.gather(*map(self._resolve_some, parts))
         return {digest: token for part in found for digest, token in part.items()}

@@ -1,7 +1,7 @@
-"""Whose things an rpc touches: every rpc with what is somebody else's, and every kind of token that is less than a user's.
+"""Whose things an rpc touches: every rpc with what is somebody else's, and with every token that is less than a user's.
 
-Beside test_access (who may call what) and test_delegation (what programs may): here each rpc that names a thing is called
-by everybody whose it is not, and its owner still finds the thing as it was.
+Beside test_access, which asks who may call what, and test_delegation, which asks what programs may: here each rpc that
+names a thing is called by everybody whose it is not, and then by its owner, who still finds it as it was.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
@@ -74,9 +74,7 @@ OWNERS_OWN = ("owner's program", "owner's reader", "service for the owner")
 @pytest.fixture(scope="module")
 async def world(edge: Edge) -> World:
     tenant = 10_000_000 + uuid4().int % 1_000_000
-    owner, neighbour, boss = [
-        await one(tenant_id=tenant) for one in (edge.phone, edge.phone, edge.administrator)
-    ]
+    owner, neighbour, boss = [await one(tenant_id=tenant) for one in (edge.phone, edge.phone, edge.administrator)]
     stranger, other_boss = [await one(tenant_id=tenant + 1) for one in (edge.phone, edge.administrator)]
     guest = await Phone.as_guest(edge.http, tenant_id=tenant)
     phones = {
@@ -210,14 +208,10 @@ async def a_log(world: World) -> Request:
     return {"tenant_id": world.tenant}
 
 
-def everybody(reason: str, **others: str) -> dict[str, str]:
-    """The reason for all who are not the owner; `others` by their names, with _ for a space and without the 's."""
-    named = {name.replace("_", " "): said for name, said in others.items()}
-    return {**dict.fromkeys(OUTSIDERS, reason), **named}
-
-
-def with_owners(answers: dict[str, str], **said: str) -> dict[str, str]:
-    return {**answers, **dict(zip(OWNERS_OWN, (said["program"], said["reader"], said["service"]), strict=True))}
+def refused(reason: str, *, reader: str = "FORBIDDEN") -> dict[str, str]:
+    """The answers of an rpc that is open to the owner and whoever acts for the owner, and to others is `reason`."""
+    others = dict.fromkeys(OUTSIDERS, reason)
+    return others | dict.fromkeys(OWNERS_OWN, "") | {"owner's reader": reader, "owner": "", "service": "FORBIDDEN"}
 
 
 F, N, U = "FORBIDDEN", "NOT_FOUND", "UPLOAD_FORBIDDEN"
@@ -225,10 +219,10 @@ F, N, U = "FORBIDDEN", "NOT_FOUND", "UPLOAD_FORBIDDEN"
 BY_PROGRAMS = dict.fromkeys(
     ("neighbour's program", "service for the neighbour", "service for the boss", *OWNERS_OWN), F
 )
-READ = with_owners(everybody(F), program="", reader="", service="") | {"owner": "", "service": F}
-CHANGED = with_owners(everybody(F), program="", reader=F, service="") | {"owner": "", "service": F}
-UPLOADED = with_owners(everybody(U), program="", reader=F, service="") | {"owner": "", "service": F}
-ADMINISTERED = everybody(F) | {"boss": "", "service": ""} | BY_PROGRAMS
+READ = refused(F, reader="")
+CHANGED = refused(F)
+UPLOADED = refused(U)
+ADMINISTERED = CHANGED | {"boss": "", "service": ""} | BY_PROGRAMS
 
 
 @dataclass(frozen=True)
@@ -238,10 +232,9 @@ class Row:
     method: str
     make: Callable[[World], Awaitable[Request]]
     answers: Mapping[str, str]
-    """The reason of the refusal by who calls; empty: let in. The owner comes last, and uses the thing up."""
+    """The reason of the refusal by who calls; empty: let in; SELF: not asked. Others come first, the owner last."""
     tells: tuple[str, ...] = ()
     """Who of those that are let in may be told of the owner's things, beside the owner."""
-    programs: tuple[str, ...] = field(default=OWNERS_OWN, repr=False)
 
     @property
     def policy(self) -> Policy:
@@ -254,16 +247,16 @@ class Row:
 def rows() -> list[Row]:
     auth, sessions, uploads = "/satchel.auth.v1.", "/satchel.sessions.v1.", "/satchel.uploads.v1.UploadService/"
     users, programs = auth + "UserService/", auth + "ApplicationTokenService/"
-    mine = {"owner": "", "service": F} | BY_PROGRAMS
-    seen = READ | {"boss": "", "service": "", "service for the boss": F}
+    acting = ("owner", "owner's program", "service for the owner")
+    empty = UPLOADED | dict.fromkeys(acting, "FIELD_MISSING")
     return [
         Row(sessions + "ExerciseSessionService/GetExerciseSession", a_session, READ),
         Row(sessions + "WorkoutPlanService/GetWorkoutPlan", a_plan, READ),
         Row(
             sessions + "SyncService/ResolveConflict",
             a_conflict,
-            CHANGED | dict.fromkeys(OUTSIDERS, N) | {"owner's program": "", "service for the owner": "SYNC_CONFLICT"}
-            | {"owner": "SYNC_CONFLICT"},
+            # The first of the owner's has decided it.
+            refused(N) | dict.fromkeys(("service for the owner", "owner"), "SYNC_CONFLICT"),
         ),
         Row(
             sessions + "SyncService/ListConflicts",
@@ -279,10 +272,10 @@ def rows() -> list[Row]:
         Row(
             sessions + "SyncService/UpdatePolicy",
             a_dry_run,
-            everybody(F) | {"boss": "", "owner": F, "service": F} | BY_PROGRAMS,
+            CHANGED | {"boss": "", "owner": F} | BY_PROGRAMS,
         ),
-        Row(uploads + "UploadChunk", an_upload, UPLOADED | {"owner": "FIELD_MISSING"} | _missing(uploaders=True)),
-        Row(uploads + "UploadChunks", an_upload, UPLOADED | {"owner": "FIELD_MISSING"} | _missing(uploaders=True)),
+        Row(uploads + "UploadChunk", an_upload, empty),
+        Row(uploads + "UploadChunks", an_upload, empty),
         Row(uploads + "UploadContent", an_upload, UPLOADED),
         Row(uploads + "GetUploadStatus", an_upload, UPLOADED | {"owner's reader": ""}),
         Row(uploads + "FinalizeUpload", a_whole_upload, UPLOADED),
@@ -294,31 +287,32 @@ def rows() -> list[Row]:
         Row(
             uploads + "AddActivity",
             the_owner,
-            CHANGED | dict.fromkeys(("owner", "owner's program", "service for the owner"), "MALFORMED_REQUEST"),
+            CHANGED | dict.fromkeys(acting, "MALFORMED_REQUEST"),
         ),
-        Row(users + "GetUser", the_owner, seen, tells=("boss", "service")),
-        Row(users + "FindUser", the_owners_address, ADMINISTERED | {"other boss": N, "owner": F}, tells=("boss", "service")),
+        Row(users + "GetUser", the_owner, READ | {"boss": "", "service": ""}, tells=("boss", "service")),
+        Row(
+            users + "FindUser",
+            the_owners_address,
+            ADMINISTERED | {"other boss": N, "owner": F},
+            tells=("boss", "service"),
+        ),
         Row(users + "CreateUser", a_user_to_be, ADMINISTERED | {"owner": F}),
-        Row(programs + "CreateApplicationToken", a_token_to_be, ADMINISTERED | {"owner": ""}, tells=("boss", "service")),
-        Row(programs + "UpdateApplicationToken", a_token, ADMINISTERED | {"owner": ""}, tells=("boss", "service")),
+        Row(programs + "CreateApplicationToken", a_token_to_be, ADMINISTERED, tells=("boss", "service")),
+        Row(programs + "UpdateApplicationToken", a_token, ADMINISTERED, tells=("boss", "service")),
         Row(
             programs + "UpdateApplicationToken",
             a_token_under_ones_own_name,
-            dict.fromkeys(("neighbour", "boss", "stranger", "other boss", "guest"), N) | BY_PROGRAMS | {"owner": ""},
+            refused(N) | BY_PROGRAMS | {"service": N},
         ),
-        Row(programs + "ListApplicationTokens", the_owner, ADMINISTERED | {"owner": ""}, tells=("boss", "service")),
-        Row(auth + "DeviceService/DeleteDevice", a_device, everybody(N) | mine | {"owner": SELF}),
+        Row(programs + "ListApplicationTokens", the_owner, ADMINISTERED, tells=("boss", "service")),
+        Row(auth + "DeviceService/DeleteDevice", a_device, refused(N) | BY_PROGRAMS | {"owner": SELF}),
         Row(
             auth + "SecurityEventService/ListTenantSecurityEvents",
             the_owner,
-            everybody(F) | {"boss": "", "other boss": "", "owner": F, "service": F} | BY_PROGRAMS,
+            CHANGED | {"boss": "", "other boss": "", "owner": F} | BY_PROGRAMS,
             tells=("boss",),
         ),
     ]
-
-
-def _missing(*, uploaders: bool) -> dict[str, str]:
-    return dict.fromkeys(("owner's program", "service for the owner"), "FIELD_MISSING") if uploaders else {}
 
 
 ROWS = rows()
@@ -347,7 +341,8 @@ PLACES = ("page_token", "cursor")
 LISTS = [
     policy
     for method, policy in OURS.items()
-    if policy.access != options.ACCESS_SERVICE and not set(PLACES).isdisjoint(DESCRIPTORS[method].input_type.fields_by_name.keys())
+    if policy.access != options.ACCESS_SERVICE
+    and not set(PLACES).isdisjoint(DESCRIPTORS[method].input_type.fields_by_name.keys())
 ]
 _NAMES = re.compile(r"(.*_)?id|email")
 
@@ -387,12 +382,12 @@ def test_every_rpc_that_names_a_thing_has_a_row() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=str)
 async def test_a_thing_is_its_owners(world: World, channel: grpc.aio.Channel, row: Row) -> None:
     made = await row.make(world)
-    for caller, expected in sorted(row.answers.items(), key=lambda one: one[0] == "owner"):
+    for caller, expected in sorted(row.answers.items(), key=lambda one: one[0] in (*OWNERS_OWN, "owner")):
         if expected == SELF:
             continue
         content = content_for(world, caller, made)
         metadata = (("authorization", f"Bearer {world.tokens[caller]}"),)
-        if expected and caller != "owner" and caller not in OWNERS_OWN:
+        if expected and caller in OUTSIDERS:
             await refused_over_rest(world, row.policy, caller, content, expected)
         answer, reason = await asked(channel, row.method, message(row.method, content), metadata)
         assert reason == expected, caller
