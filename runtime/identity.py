@@ -176,19 +176,16 @@ class Verifier:
         if token.algorithm == SHARED:
             check_shared(token, self._mesh_secret)
             expires = self._check_claims(token.claims)
-            if MESH_AUDIENCE not in audiences(token.claims) or not isinstance(token.claims.get("sub"), str):
+            if MESH_AUDIENCE not in audiences(token.claims):
                 raise Failure(Reason.INVALID_TOKEN)
-            return _Verified(
-                Principal(
-                    user_id=_NOBODY,
-                    sign_in_id=_NOBODY,
-                    tenant_id=0,
-                    role="service",
-                    tier="",
-                    actor=_service(token.claims["sub"]),
-                ),
-                expires,
+            try:
+                actor = _service(token.claims.get("sub"))
+            except ValueError:
+                raise Failure(Reason.INVALID_TOKEN) from None
+            principal = Principal(
+                user_id=_NOBODY, sign_in_id=_NOBODY, tenant_id=0, role="service", tier="", actor=actor
             )
+            return _Verified(principal, expires)
         if token.algorithm != SIGNED or token.kid is None:
             raise Failure(Reason.INVALID_TOKEN)
         check_signature(token, await self._key(token.kid))

@@ -29,6 +29,12 @@ from tests.factories import Phone
 OWNER, OTHER = UUID(int=1), UUID(int=2)
 
 
+@pytest.fixture
+async def phone(edge: Edge) -> Phone:
+    """Of a guest, who is a user like any other here, and has no password that would have to be hashed."""
+    return await Phone.as_guest(edge.http)
+
+
 def credentials(**given: Any) -> dict[str, Any]:
     return {
         "garmin_username": "ada@example.com",
