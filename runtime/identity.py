@@ -182,17 +182,10 @@ class Verifier:
                 actor = _service(token.claims.get("sub"))
             except ValueError:
                 raise Failure(Reason.INVALID_TOKEN) from None
-            return _Verified(
-                Principal(
-                    user_id=_NOBODY,
-                    sign_in_id=_NOBODY,
-                    tenant_id=0,
-                    role="service",
-                    tier="",
-                    actor=actor,
-                ),
-                expires,
+            principal = Principal(
+                user_id=_NOBODY, sign_in_id=_NOBODY, tenant_id=0, role="service", tier="", actor=actor
             )
+            return _Verified(principal, expires)
         if token.algorithm != SIGNED or token.kid is None:
             raise Failure(Reason.INVALID_TOKEN)
         check_signature(token, await self._key(token.kid))

@@ -80,7 +80,8 @@ class Accounts:
     ) -> tuple[Account, Tokens]:
         """A new account, signed in; for a guest who calls, the guest's own.
 
-        Raises Failure: FIELD_MISSING, FIELD_INVALID, EMAIL_REGISTERED, NOT_A_GUEST.
+        Raises Failure: FIELD_MISSING, FIELD_INVALID, EMAIL_REGISTERED, NOT_A_GUEST; RATE_LIMITED for guesses at the
+        password of a guest who has signed up.
         """
         address = parse_email(email)
         check_password(password, email=address)
@@ -122,11 +123,15 @@ class Accounts:
         except Failure as failure:
             # A phone that did not hear the answer comes again; its access token still says guest.
             found = await self._store.account_by_email(address)
-            repeated = failure.reason is Reason.NOT_A_GUEST and found is not None and found[0].id == guest.user_id
-            if not repeated or found is None or not await self._passwords.verify(found[1], password):
+            if failure.reason is not Reason.NOT_A_GUEST or found is None or found[0].id != guest.user_id:
                 raise
-            account = found[0].at(self._now())
-        return account, await self._sign_ins.begin(account, device, BY_PASSWORD)
+            # By now this is a sign-in like any other, and no place to guess passwords at.
+            attempt = await self._guard.begin(BY_PASSWORD, address, guest.user_id, device)
+            if not await self._passwords.verify(found[1], password):
+                raise
+            await self._guard.succeeded(attempt)
+            account, password_hash = found[0].at(self._now()), found[1]
+        return account, await self._sign_ins.begin(account, device, BY_PASSWORD, password_hash=password_hash)
 
     async def sign_in(self, *, email: str, password: str, code: str, device: Device) -> tuple[Account, Tokens]:
         """A new sign-in.

@@ -13,6 +13,7 @@ from runtime.application_tokens import ResolvedToken, digest, new_token
 from runtime.call import Principal
 from runtime.config import SERVICES
 from runtime.errors import Failure, Reason, invalid, missing
+from runtime.mesh import DIGESTS_AT_ONCE
 from services.auth.accounts import Subscription
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.users_domain import Users, actor_of
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 MAX_NAME_CHARS: Final = 100
 MAX_TOKENS: Final = 50
-MAX_DIGESTS: Final = 1000
 # How exactly the last use of a token is kept; services ask about a minute apart.
 USE_PRECISION: Final = timedelta(seconds=30)
 _RIGHTS: Final = ("read", "write")
@@ -138,8 +138,8 @@ class ApplicationTokens:
 
         Raises Failure(FIELD_INVALID).
         """
-        if len(digests) > MAX_DIGESTS:
-            raise invalid("digests", f"are more than {MAX_DIGESTS}", "TOO_LONG")
+        if len(digests) > DIGESTS_AT_ONCE:
+            raise invalid("digests", f"are more than {DIGESTS_AT_ONCE}", "TOO_LONG")
         now = self._now()
         held = await self._store.held(digests)
         live = [one.token.id for one in held if one.token.revoke_time is None]

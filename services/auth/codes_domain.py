@@ -7,7 +7,7 @@ its hash: a copy of the database holds ids, and the key is on disk.
 A code dies with its fifth try. A try counts against the code that has its number: whoever knows that, and only the
 rest is left to guess, is right by one of five tries with a probability of 5 in 2**25, 1 in 6.7 million. Somebody
 without the mail has to guess all of it, 1 in 2**40 a try, and can as little use up the tries of the owner's codes. One
-address gets five tries altogether from one code to the next, whatever it tries.
+address, or one network of IPv6, gets five tries altogether from one code to the next, whatever it tries.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from runtime.addresses import network_of
 from runtime.errors import Failure, Reason, missing
 from services.auth.events_domain import Kind, SecurityEvent
 
@@ -126,10 +127,10 @@ class Codes:
         """
         given, now = parse_code(text), self._now()
         holder = account_id or self._book.nobody(email)
-        candidates = await self._store.tried(holder, purposes, number_of(given), ip, now)
+        candidates = await self._store.tried(holder, purposes, number_of(given), network_of(ip), now)
         matching = [one for one in candidates if self._book.is_code(one, given)]
         if not matching:
-            await self._events.record(
+            await self._events.fold(
                 SecurityEvent(
                     kind=Kind.PROOF_REFUSED,
                     account_id=account_id,

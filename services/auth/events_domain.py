@@ -19,7 +19,8 @@ from runtime.ids import parse_uuid
 if TYPE_CHECKING:
     from services.auth.events_store import EventStore
 
-# Rows of one kind of event that strangers cause for one account in one minute; also for all accounts that do not exist.
+# Rows of events of one kind and method that strangers cause for one account in one minute; also for all accounts that
+# do not exist.
 FOLDS: Final = 10
 
 
@@ -152,13 +153,15 @@ def parse_kind(text: str) -> Kind | None:
 
 
 def fold_key_of(event: SecurityEvent, network: str, now: datetime) -> str:
-    """What an event has in common with those it is one row with: kind, account, minute, and a share of all networks.
+    """What an event has in common with those it is one row with: kind, method, account, minute, share of networks.
 
     So what comes from somewhere else mostly stands in a row of its own, and however many places there are, there are
     FOLDS rows at most.
     """
     share = hashlib.sha256(network.encode()).digest()[0] % FOLDS
-    return f"{event.kind} {event.account_id or '-'} {int(now.timestamp()) // 60} {share}"
+    return (
+        f"{event.kind} {event.detail.get('method', '')} {event.account_id or '-'} {int(now.timestamp()) // 60} {share}"
+    )
 
 
 def _parse_event_id(text: str) -> int:

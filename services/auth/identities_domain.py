@@ -95,7 +95,7 @@ class Identities:
             if failure.reason in (Reason.INVALID_TOKEN, Reason.TOKEN_EXPIRED):
                 detail = {"method": method_of(provider)}
                 event = SecurityEvent(kind=Kind.SIGN_IN_FAILED, account_id=None, detail=detail)
-                await self._events.record(event, self._now())
+                await self._events.fold(event, self._now())
             raise
         asked = _Asked(
             identity=replace(identity, full_name=name or identity.full_name),

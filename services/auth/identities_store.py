@@ -157,7 +157,8 @@ class IdentityStore:
                 if not await _write_identity(transaction, account_id, identity):
                     await self._refuse_second(transaction, account_id, identity)
                     raise _Overtaken
-                await write_sign_in(transaction, sign_in)
+                if not await write_sign_in(transaction, sign_in):
+                    raise _Overtaken
                 for event in events:
                     await write_event(transaction, event, now)
         except _Overtaken:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -32,9 +32,9 @@ class Standing:
     """A sign-in as it stands, to judge a token by."""
 
     account_id: UUID
-    token_key: bytes
-    current_digest: bytes
-    previous_digest: bytes | None
+    token_key: bytes = field(repr=False)
+    current_digest: bytes = field(repr=False)
+    previous_digest: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID, uuid4
@@ -65,9 +65,9 @@ class SignIn:
     device: Device
     method: str
     """How it came about, such as password."""
-    token_key: bytes
+    token_key: bytes = field(repr=False)
     """Behind the tags of its refresh tokens."""
-    current_digest: bytes
+    current_digest: bytes = field(repr=False)
     """sha256 of the secret of the refresh token it stands at."""
     create_time: datetime
     expire_time: datetime
@@ -80,8 +80,8 @@ class Rotation:
     """What became of a presented refresh token."""
 
     account_id: UUID
-    token_key: bytes
-    sealed_successor: bytes | None
+    token_key: bytes = field(repr=False)
+    sealed_successor: bytes | None = field(repr=False)
     expire_time: datetime
     revoke_time: datetime | None
     rotated: bool
@@ -94,8 +94,8 @@ class Rotation:
 class Tokens:
     """What a phone gets for signing in."""
 
-    access: str
-    refresh: str
+    access: str = field(repr=False)
+    refresh: str = field(repr=False)
 
 
 class SignIns:

@@ -23,6 +23,12 @@ from tests.polling import until
 EVERYWHERE = ("/v1/auth/me", "/v1/sessions", "/api/v1/uploads/limits")
 
 
+@pytest.fixture
+async def phone(edge: Edge) -> Phone:
+    """Of a guest, who is a user like any other here, and has no password that would have to be hashed."""
+    return await Phone.as_guest(edge.http)
+
+
 async def created(phone: Phone, **given: Any) -> dict[str, Any]:
     answer = await phone.call("POST", "/tokens/", json={"name": "my script", "scopes": ["write"], **given})
     assert answer.status_code == 201, answer.text

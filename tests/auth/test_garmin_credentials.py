@@ -33,6 +33,12 @@ OWNER, OTHER = UUID(int=1), UUID(int=2)
 TABLE = "garmin_credentials"
 
 
+@pytest.fixture
+async def phone(edge: Edge) -> Phone:
+    """Of a guest, who is a user like any other here, and has no password that would have to be hashed."""
+    return await Phone.as_guest(edge.http)
+
+
 def credentials(**given: Any) -> dict[str, Any]:
     return {
         "garmin_username": "ada@example.com",

@@ -150,12 +150,14 @@ class TestTurningItOn:
             assert refusal(await phone.call(verb, path, json={"code": "123456"})) == NONE, path
         assert (await sign_in(edge, phone, code="anything at all")).status_code == 200
 
-    @pytest.mark.parametrize("code", ["12345", "1234567", "abcdef", "\u0661" * 6, "x" * 10_000, "1" * 17])
-    async def test_what_can_be_no_code_is_an_invalid_field(self, edge: Edge, phone: Phone, code: str) -> None:
+    async def test_what_can_be_no_code_is_an_invalid_field(self, edge: Edge, phone: Phone) -> None:
         invalid = (400, "INVALID_REQUEST", [("code", "INVALID_FORMAT")])
-        assert refusal(await phone.call("POST", f"{PATH}/confirm", json={"code": code})) == invalid
+        codes = ("12345", "1234567", "abcdef", "\u0661" * 6, "x" * 10_000, "1" * 17)
+        for code in codes:
+            assert refusal(await phone.call("POST", f"{PATH}/confirm", json={"code": code})) == invalid, code
         await turned_on(edge, phone)
-        assert refusal(await sign_in(edge, phone, code=code)) == invalid
+        for code in codes:
+            assert refusal(await sign_in(edge, phone, code=code)) == invalid, code
 
 
 class TestSigningIn:

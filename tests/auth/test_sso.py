@@ -216,6 +216,24 @@ class TestWhoseAccount:
         assert (await edge.http.post("/v1/auth/signin", json=password)).status_code == 200
         assert events(edge, phone.user_id)[1:3] == ["identity_linked", "signed_in"]
 
+    async def test_a_token_never_names_a_role_that_was_taken_away_while_it_was_made(
+        self, edge: Edge, acme: Issuer
+    ) -> None:
+        phone = await edge.phone()
+        execute(edge, "UPDATE auth.accounts SET email_verify_time = now(), role = 'admin' WHERE id = %s", phone.user_id)
+        with psycopg.connect(edge.mesh.config.database_url) as connection:
+            connection.execute("UPDATE auth.accounts SET role = 'user' WHERE id = %s", [phone.user_id])
+            opening = asyncio.create_task(phone_by(edge, acme.token(**somebody(email=phone.email))))
+
+            async def held_up() -> bool:
+                return connection.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is not None
+
+            await until(held_up)  # the account was found while it had the role
+        opened = await opening
+        claims = jwt.decode(opened.access_token, options={"verify_signature": False})
+        assert (opened.user_id, claims["role"]) == (phone.user_id, "user")
+        assert (await opened.call("GET", "/v1/auth/devices")).json()["devices"][0]["id"] == claims["sid"]
+
     @pytest.mark.parametrize("verified", [False, "false", None, 1, "True", "yes", []])
     async def test_an_address_that_is_not_proved_opens_nobodys_account(
         self, edge: Edge, acme: Issuer, verified: object

@@ -107,7 +107,7 @@ class TestSignatures:
     async def test_what_is_signed_counts_and_the_status_is_that_of_the_published_example(
         self, store_edge: Edge
     ) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         assert outcome(await tell(store_edge, event(phone.user_id))) == "applied"
         assert await status(phone) == {
             "tier": "studio",
@@ -119,7 +119,7 @@ class TestSignatures:
         assert (me["tier"], me["subscription_status"], me["subscription_expires_at"]) == ("studio", "active", END)
 
     async def test_both_secrets_are_good_while_one_replaces_the_other(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         assert outcome(await tell(store_edge, event(phone.user_id), NEXT_SECRET)) == "applied"
         body = json.dumps(event(phone.user_id)).encode()
         both = f"{signature(body, 'nobodys')},{signature(body).partition(',')[2]}"
@@ -127,7 +127,7 @@ class TestSignatures:
         assert outcome(answer) == "applied"
 
     async def test_the_bytes_are_signed_not_what_they_mean(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         said = json.dumps(event(phone.user_id, note="NOTE"), indent=1).replace('": ', '" :\t')
         body = said.replace("NOTE", "caf\\u00e9 \u00e9").encode() + b"\n\n"
         for content_type in ("application/json", "text/plain", "application/octet-stream"):
@@ -154,7 +154,7 @@ class TestSignatures:
         ],
     )
     async def test_what_is_no_signature_is_refused(self, store_edge: Edge, header: str, reason: str) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         body = json.dumps(event(phone.user_id)).encode()
         headers = {b"x-satchel-signature": header.encode()} if header else {}
         answer = await store_edge.http.post(PATH, content=body, headers=headers)
@@ -163,7 +163,7 @@ class TestSignatures:
         assert (await status(phone))["status"] == "inactive"
 
     async def test_another_secret_an_empty_one_and_another_body_are_refused(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         body = json.dumps(event(phone.user_id)).encode()
         other = json.dumps(event(phone.user_id)).encode()
         for header in (signature(body, "guessed"), signature(body, ""), signature(other), signature(b"")):
@@ -171,7 +171,7 @@ class TestSignatures:
             assert (answer.status_code, details(answer)) == (401, [("X-Satchel-Signature", "SIGNATURE_INVALID")])
 
     async def test_a_signature_lasts_five_minutes_and_is_of_no_future(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         body = json.dumps(event(phone.user_id)).encode()
         for age, expected in ((330, 401), (-330, 401), (270, 200), (-270, 200)):
             header = signature(body, at=time.time() - age)
@@ -189,7 +189,7 @@ class TestSignatures:
             assert "is not set" in answer.json()["error"]["message"]
 
     async def test_over_grpc_the_same_holds(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         body = json.dumps(event(phone.user_id)).encode()
         async with grpc.aio.insecure_channel(store_edge.target) as channel:
             stub = subscriptions_pb2_grpc.SubscriptionServiceStub(channel)
@@ -227,7 +227,7 @@ class TestBodies:
         ],
     )
     async def test_a_bad_field_is_named_and_nothing_is_noted(self, store_edge: Edge, field: str, bad: Any) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         said = event(phone.user_id)
         answer = await tell(store_edge, {**said, field: bad})
         assert answer.status_code == 400, answer.text
@@ -241,7 +241,7 @@ class TestBodies:
             assert (answer.status_code, answer.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
     async def test_a_type_that_is_unknown_is_noted_and_changes_nothing(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         said = {**event(phone.user_id, type="invoice.paid"), "tier": 7}
         assert [outcome(await tell(store_edge, said)) for _ in range(2)] == ["noted", "duplicate"]
         assert (await status(phone))["status"] == "inactive"
@@ -253,7 +253,7 @@ class TestBodies:
 
 class TestStatus:
     async def test_cancelled_is_paid_for_until_its_end(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         expected = {"tier": "studio", "status": "cancelled", "current_period_end": END, "cancel_at_period_end": True}
         for number, said in enumerate(({"status": "cancelled"}, {"cancel_at_period_end": True})):
             await tell(store_edge, event(phone.user_id, event_time=f"2026-02-26T10:0{number}:00Z", **said))
@@ -262,14 +262,14 @@ class TestStatus:
         assert (await status(phone))["status"] == "active"
 
     async def test_a_cancelled_one_past_its_end_is_expired(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         ended = "2026-03-01T00:00:00Z"
         await tell(store_edge, event(phone.user_id, status="cancelled", period_end=ended))
         expected = {"tier": "free", "status": "expired", "current_period_end": ended, "cancel_at_period_end": False}
         assert await status(phone) == expected
 
     async def test_an_expired_one_is_over_whatever_its_end_was_to_be(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         await tell(store_edge, event(phone.user_id))
         await tell(store_edge, event(phone.user_id, status="expired", event_time="2026-02-27T10:00:00Z"))
         assert await status(phone) == {
@@ -280,14 +280,14 @@ class TestStatus:
         }
 
     async def test_inactive_is_as_of_an_account_that_never_had_one(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         before = await status(phone)
         await tell(store_edge, event(phone.user_id))
         await tell(store_edge, event(phone.user_id, status="inactive", tier="free", event_time="2026-02-27T10:00:00Z"))
         assert await status(phone) == before
 
     async def test_one_without_an_end_runs_for_ever_and_cannot_be_cancelled_for_it(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         await tell(store_edge, event(phone.user_id, period_end=None))
         assert (await status(phone))["current_period_end"] is None
         assert (await status(phone))["tier"] == "studio"
@@ -297,7 +297,7 @@ class TestStatus:
 
 class TestOrder:
     async def test_late_events_and_repeats_change_nothing_that_is_newer(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         told = [
             event(phone.user_id, tier="premium", event_time="2026-02-26T10:00:00Z"),
             event(phone.user_id, event_time="2026-02-26T10:00:01Z"),
@@ -312,14 +312,14 @@ class TestOrder:
         assert (await status(phone))["tier"] == "studio"
 
     async def test_the_first_of_two_events_with_one_id_counts(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         said = event(phone.user_id)
         changed = {**said, "tier": "premium", "event_time": "2026-02-27T10:00:00Z"}
         assert [outcome(await tell(store_edge, one)) for one in (said, changed)] == ["applied", "duplicate"]
         assert (await status(phone))["tier"] == "studio"
 
     async def test_one_product_expires_and_another_one_goes_on(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         for said in (
             event(phone.user_id, product="premium.month", tier="premium"),
             event(phone.user_id, product="studio.year", event_time="2026-02-27T10:00:00Z"),
@@ -427,7 +427,7 @@ class TestWhatASetOfEventsAmountsTo:
 
 class TestWhatATierChanges:
     async def test_a_refresh_after_paying_has_the_tier_and_lifts_its_limits(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         sent = [puzzle_session(), puzzle_session()]
         answer = (await phone.call("POST", "/v1/sessions", json={"sessions": sent})).json()
         assert (answer["synced"], len(answer["rejected"])) == (1, 1)
@@ -440,13 +440,13 @@ class TestWhatATierChanges:
         assert (answer["synced"], answer["rejected"]) == (2, [])
 
     async def test_a_refresh_after_the_end_has_the_free_tier(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         await tell(store_edge, event(phone.user_id, period_end="2026-03-01T00:00:00Z"))
         answer = await store_edge.http.post("/v1/auth/refresh", json={"refresh_token": phone.refresh_token})
         assert jwt.decode(answer.json()["access_token"], options={"verify_signature": False})["tier"] == "free"
 
     async def test_a_change_is_in_the_log_of_events_and_goes_with_the_account(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         said = event(phone.user_id)
         await tell(store_edge, said)
 
@@ -505,7 +505,7 @@ async def rc(edge: Edge, type: str, user_id: str, **given: Any) -> str:
 
 class TestRevenueCat:
     async def test_only_who_names_the_agreed_word_is_believed(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         said = revenuecat("INITIAL_PURCHASE", phone.user_id)
         for header in (None, "", "Bearer", AGREED.lower(), AGREED[:-1], f"Bearer {phone.access_token}"):
             headers = {"authorization": header} if header is not None else {}
@@ -515,7 +515,7 @@ class TestRevenueCat:
         assert await rc(store_edge, "INITIAL_PURCHASE", phone.user_id) == "applied"
 
     async def test_a_purchase_over_its_life(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         at = 1772100000000
         for step, (type, more, expected) in enumerate(
             [
@@ -540,14 +540,14 @@ class TestRevenueCat:
         assert stood["current_period_end"] == "2099-11-13T21:00:00Z"
 
     async def test_a_refund_ends_what_was_paid_for(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         await rc(store_edge, "INITIAL_PURCHASE", phone.user_id)
         refund = {"cancel_reason": "CUSTOMER_SUPPORT", "expiration_at_ms": 1772100500000}
         await rc(store_edge, "CANCELLATION", phone.user_id, event_timestamp_ms=1772100600000, **refund)
         assert (await status(phone))["status"] == "expired"
 
     async def test_what_is_bought_for_good_has_no_end(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         await rc(store_edge, "NON_RENEWING_PURCHASE", phone.user_id, expiration_at_ms=None)
         assert await status(phone) == {
             "tier": "studio",
@@ -566,18 +566,18 @@ class TestRevenueCat:
         ids=["tried out", "something else", "nothing"],
     )
     async def test_what_is_no_tier_is_noted_and_changes_nothing(self, store_edge: Edge, given: dict[str, Any]) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         assert await rc(store_edge, "INITIAL_PURCHASE", phone.user_id, **given) == "noted"
         assert (await status(phone))["status"] == "inactive"
 
     async def test_somebody_whom_the_store_calls_otherwise_is_known_by_an_alias(self, store_edge: Edge) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         anonymous = f"$RCAnonymousID:{uuid4().hex}"
         assert await rc(store_edge, "INITIAL_PURCHASE", anonymous, aliases=[anonymous, phone.user_id]) == "applied"
         assert (await status(phone))["tier"] == "studio"
 
     async def test_a_transfer_takes_everything_along_also_when_it_comes_first(self, store_edge: Edge) -> None:
-        a, b = await store_edge.phone(), await store_edge.phone()
+        a, b = await Phone.as_guest(store_edge.http), await Phone.as_guest(store_edge.http)
         anonymous = f"$RCAnonymousID:{uuid4().hex}"
         told: list[tuple[str, str, dict[str, Any]]] = [
             ("INITIAL_PURCHASE", anonymous, {}),
@@ -609,7 +609,7 @@ class TestRevenueCat:
         ],
     )
     async def test_a_bad_field_is_named(self, store_edge: Edge, field: str, bad: object) -> None:
-        phone = await store_edge.phone()
+        phone = await Phone.as_guest(store_edge.http)
         said = revenuecat("INITIAL_PURCHASE", phone.user_id)
         said["event"][field] = bad
         answer = await store_edge.http.post(REVENUECAT_PATH, json=said, headers={"authorization": AGREED})

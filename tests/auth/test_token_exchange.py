@@ -30,6 +30,12 @@ ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 JWT = "urn:ietf:params:oauth:token-type:jwt"
 
 
+@pytest.fixture
+async def phone(edge: Edge) -> Phone:
+    """Of a guest, who is a user like any other here, and has no password that would have to be hashed."""
+    return await Phone.as_guest(edge.http)
+
+
 def asked(token: str, **given: str) -> dict[str, str]:
     return {"grant_type": TOKEN_EXCHANGE, "subject_token": token, "subject_token_type": ACCESS_TOKEN, **given}
 
@@ -129,7 +135,8 @@ async def test_a_subject_that_is_nobody_is_refused(edge: Edge, phone: Phone) -> 
     assert (await exchange(edge, for_user(second))).status_code == 404
 
 
-async def test_it_ends_with_the_sign_in_or_the_account(edge: Edge, phone: Phone) -> None:
+async def test_it_ends_with_the_sign_in_or_the_account(edge: Edge) -> None:
+    phone = await edge.phone()
     by_token, by_id = await exchanged(edge, asked(phone.access_token)), await exchanged(edge, for_user(phone))
     paths = ("/v1/auth/me", "/sessions", "/api/v1/uploads/limits")
 
