@@ -97,6 +97,8 @@ async def test_what_auth_says_of_a_user_whom_it_has_never_seen(edge: Edge, proje
         "tier": "free",
         "subscription_status": "inactive",
         "subscription_expires_at": None,
+        "email_verified": False,
+        "is_guest": False,
     }
     assert (await phone.call("GET", "/v1/subscription/status")).json()["status"] == "inactive"
     assert (await phone.call("POST", "/v1/auth/signout", json={"scope": "all"})).json() == {"signed_out": 0}

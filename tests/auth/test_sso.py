@@ -119,7 +119,7 @@ class TestSignIn:
         assert body.keys() == {"user", "access_token", "refresh_token", "is_new_user"}
         assert body["is_new_user"] is True
         assert body["user"]["email"] == claims["email"]
-        assert body["user"].keys() == {"id", "email", "tier", "created_at"}
+        assert body["user"].keys() == {"id", "email", "tier", "created_at", "is_guest"}
         phone = Phone(edge.http, body["user"]["id"], "", body["access_token"], body["refresh_token"])
         assert (await phone.call("GET", "/v1/auth/me")).json()["email"] == claims["email"]
         assert (await phone.call("GET", "/sessions")).status_code == 200

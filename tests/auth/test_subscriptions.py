@@ -236,9 +236,8 @@ class TestBodies:
         assert outcome(await tell(store_edge, said)) == "applied"
 
     async def test_what_is_too_large_is_refused_before_it_is_read(self, store_edge: Edge) -> None:
-        for size in (300_000, 9_000_000):
-            answer = await tell(store_edge, json.dumps({**event(str(uuid4())), "note": "x" * size}).encode())
-            assert (answer.status_code, answer.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
+        answer = await tell(store_edge, json.dumps({**event(str(uuid4())), "note": "x" * 300_000}).encode())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
     async def test_a_type_that_is_unknown_is_noted_and_changes_nothing(self, store_edge: Edge) -> None:
         phone = await Phone.as_guest(store_edge.http)
