@@ -176,7 +176,9 @@ async def delete_account(
     if await transaction.one(_DELETE, account_id=account_id, now=now) is None:
         return False
     removed = {
-        name: await transaction.execute(statement, account_id=account_id, now=now) for name, statement in OWNED.items()
+        name: count
+        for name, statement in OWNED.items()
+        if (count := await transaction.execute(statement, account_id=account_id, now=now))
     }
     await write_deletion(
         transaction, account_id, receipt_digest=receipt_digest, delete_time=now, removed=removed, merged=merged

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import grpc
 import pytest
@@ -16,6 +16,7 @@ from satchel.auth.v1 import auth_pb2
 from satchel.sessions.v1 import stats_pb2, stats_pb2_grpc
 from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
 
+from runtime.call import Principal
 from runtime.config import Config
 from runtime.errors import Failure, Reason
 from runtime.identity import Revocations
@@ -153,26 +154,30 @@ async def test_a_service_that_has_just_started_knows_what_was_ended_before_its_f
                 assert await answers(asks, leaver.access_token) == {"TOKEN_REVOKED"}
 
 
+def of(sign_in_id: UUID) -> Principal:
+    return Principal(user_id=uuid4(), sign_in_id=sign_in_id, tenant_id=1, role="user", tier="free")
+
+
 async def test_without_news_for_too_long_nobody_is_let_in_and_with_news_everybody_again() -> None:
     now = 0.0
     revocations = Revocations(patience=60, monotonic=lambda: now)
     ended, live = uuid4(), uuid4()
     revocations.add([ended])
     now = 60.0
-    await revocations.check(live)
+    await revocations.check(of(live))
     now = 60.1
     for sign_in, told in ((ended, Reason.TOKEN_REVOKED), (live, Reason.UNAVAILABLE)):
         with pytest.raises(Failure) as raised:
-            await revocations.check(sign_in)
+            await revocations.check(of(sign_in))
         assert raised.value.reason is told
     revocations.add([])
-    await revocations.check(live)
+    await revocations.check(of(live))
 
 
 async def test_the_first_calls_wait_for_the_first_news() -> None:
     revocations = Revocations(patience=60)
     ended, live = uuid4(), uuid4()
-    calls = [asyncio.create_task(revocations.check(one)) for one in (ended, live)]
+    calls = [asyncio.create_task(revocations.check(of(one))) for one in (ended, live)]
     await asyncio.sleep(0)
     assert not any(call.done() for call in calls)
     revocations.add([ended])

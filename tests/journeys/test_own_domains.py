@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,6 @@ async def test_a_broken_file_stops_the_start_with_one_sentence(
     )
     async with asyncio.timeout(60):
         said = (await process.communicate())[1].decode()
-    assert process.returncode == 1
+    assert process.returncode == os.EX_CONFIG
     assert f"satchel: {broken}: x-policy must be one of client_wins, server_wins" in said
     assert "Traceback" not in said
