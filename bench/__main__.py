@@ -44,7 +44,7 @@ machine's cores with everything they measure.
 - {batched.BULK}: the same app without that promise: one SELECT, one add_all, and one bad item sinks its batch.
 - Identity: a refresh rotates the token of one of {identity.REFRESHING} sign-ins; the floor is an UPDATE of a row like
   theirs, committed, on as many connections as the service has. Sign-ins hash with argon2id (64 MiB, three passes, four
-  lanes), as the floor does; while they run, one more user asks GetMe every 10 ms.
+  lanes), as the floor does; while they run, one more user asks GetMe every 50 ms.
 - Files: {files.CHUNKS} MiB in chunks and {files.STREAMED:,} MiB in one go, random bytes that are new each time. The
   floor of sending is one thread that hashes each MiB with sha256 and writes it in its place, without fsync; the
   service hashes every byte twice when it comes in chunks (the chunk, the whole file) and makes it durable before it

@@ -147,7 +147,7 @@ def _sign_ins(
                 started = time.perf_counter()
                 await stubs[-1].GetMe(auth_pb2.GetMeRequest(), metadata=metadata(token))
                 beside.append(time.perf_counter() - started)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
 
         looking = asyncio.create_task(look())
         try:

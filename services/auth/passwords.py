@@ -14,9 +14,12 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from argon2.profiles import RFC_9106_LOW_MEMORY
 
 from runtime.errors import invalid, missing
+from runtime.threads import step_back
 
 MIN_CHARS: Final = 8
 MAX_CHARS: Final = 128
+# Hashing takes a good part of a second of a core, and calls that need none go first.
+NICE: Final = 10
 
 T = TypeVar("T")
 
@@ -42,7 +45,9 @@ class Passwords:
 
     def __init__(self) -> None:
         self._hasher = PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="argon2")
+        self._threads = ThreadPoolExecutor(
+            os.cpu_count() or 1, thread_name_prefix="argon2", initializer=step_back, initargs=(NICE,)
+        )
         self._nobody = ""
 
     async def hash(self, password: str) -> str:

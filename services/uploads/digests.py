@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import UUID
 
 from runtime.telemetry import logger
+from runtime.threads import step_back
 from services.uploads.blobs import BlobError
 
 if TYPE_CHECKING:
@@ -181,7 +179,7 @@ class Digests:
 def hashing(blobs: Blobs) -> Iterator[Digests]:
     """Digests for as long as the block runs."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="hash")
-    idle_pool = ThreadPoolExecutor(1, thread_name_prefix="hash-idle", initializer=_step_back)
+    idle_pool = ThreadPoolExecutor(1, thread_name_prefix="hash-idle", initializer=step_back, initargs=(NICE,))
     digests = Digests(blobs, pool, idle_pool)
     try:
         yield digests
@@ -200,9 +198,3 @@ async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
     finally:
         for task in waiting:
             task.cancel()
-
-
-def _step_back() -> None:
-    """On Linux a priority is a thread's own; elsewhere it is the process's, and stays."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
