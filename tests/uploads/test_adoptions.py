@@ -12,6 +12,7 @@ import pytest
 from runtime.database import Database, database
 from runtime.errors import Failure, Reason
 from services.uploads.files_domain import Files
+from services.uploads.outbox_domain import Outbox
 from services.uploads.outbox_store import OutboxStore, add
 from services.uploads.uploads_domain import Upload
 from services.uploads.uploads_store import UploadStore
@@ -30,7 +31,8 @@ async def db(database_url: str) -> AsyncIterator[Database]:
 
 def files(db: Database, *, at: datetime = NOW) -> Files:
     # Bytes and links have no part in it.
-    return Files(UploadStore(db), None, None, add, lambda: None, now=lambda: at)  # type: ignore[arg-type]
+    outbox = Outbox(add, lambda: None, now=lambda: at)
+    return Files(UploadStore(db), None, None, outbox, now=lambda: at)  # type: ignore[arg-type]
 
 
 async def stored(db: Database, user_id: UUID, status: str = "completed") -> UUID:
