@@ -147,7 +147,7 @@ def _settle_garbage() -> None:
 def _settle_memory() -> None:
     """Where malloc is glibc's: what is freed after a message of some MiB is used again for the next one.
 
-    Otherwise each one comes from the system page by page and goes back: for a message of 1 MiB, as long as its hash.
+    Otherwise each one comes from the system page by page and goes back.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

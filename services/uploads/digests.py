@@ -7,7 +7,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import UUID
@@ -28,7 +28,7 @@ MAX_RUNNING: Final = 1000
 # Chunks that wait in memory for those before them; others are read from the store when it is their turn.
 MAX_HELD: Final = 16
 MAX_AHEAD: Final = 4
-# Chunks that are hashed for their wholes, or read from the store for it, at once.
+# Chunks that are hashed at once, or read from the store for it, for wholes that somebody waits for.
 MAX_HASHED: Final = 8
 
 T = TypeVar("T")
@@ -158,10 +158,12 @@ class Digests:
         while running.next in running.ready:
             if not running.hurry.is_set() and not self._quiet.is_set():
                 await _either(self._quiet, running.hurry)
-            async with self._room:
+            hurried = running.hurry.is_set()
+            # Who hurries does not wait for those who step back: these have a chunk each, and one thread between them.
+            async with self._room if hurried else nullcontext():
                 index = running.next
                 data = running.held.pop(index, None) or await self._read(upload, index)
-                pool = self._pool if running.hurry.is_set() else self._idle_pool
+                pool = self._pool if hurried else self._idle_pool
                 await self._run(pool, partial(running.sha256.update, data))
                 del data  # before it waits for its next turn
             running.ready.discard(index)
