@@ -37,6 +37,11 @@ class Principal:
         """Whether somebody else calls in the user's name."""
         return self.role != "service" and (bool(self.actor) or self.scopes is not None)
 
+    @property
+    def own_sign_in_id(self) -> UUID | None:
+        """The sign-in of ours that the caller's token is of; None: it is of somebody else, or of a service."""
+        return None if self.issuer or self.delegated or self.role == "service" else self.sign_in_id
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdempotencyKey:

@@ -94,7 +94,8 @@ class ApplicationTokens:
             expire_time=expire_time,
             revoke_time=None,
         )
-        await self._store.create(token, _event(Kind.APPLICATION_TOKEN_CREATED, caller, token), MAX_TOKENS)
+        event = _event(Kind.APPLICATION_TOKEN_CREATED, caller, token)
+        await self._store.create(token, event, MAX_TOKENS, by=caller.own_sign_in_id)
         return token, secret
 
     async def update(
@@ -126,7 +127,7 @@ class ApplicationTokens:
             successor = replace(token, id=uuid4(), digest=digest(secret), create_time=now, last_use_time=None)
             return replace(token, revoke_time=now), successor, event
 
-        return await self._store.update(account_id, change, now), secret
+        return await self._store.update(account_id, change, now, by=caller.own_sign_in_id), secret
 
     async def list(self, caller: Principal, account_id: UUID) -> list[ApplicationToken]:
         """The tokens that were not ended, newest first. Raises Failure: FORBIDDEN, NOT_FOUND."""

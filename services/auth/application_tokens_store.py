@@ -17,7 +17,7 @@ from services.auth.accounts import Subscription
 from services.auth.application_tokens_domain import ApplicationToken, HeldToken
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.events_store import write_event
-from services.auth.locks_store import hold_account
+from services.auth.locks_store import hold_account, hold_sign_in
 from services.auth.tables import accounts, time
 from services.auth.tables import application_tokens as table
 
@@ -83,11 +83,16 @@ class ApplicationTokenStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, token: ApplicationToken, event: SecurityEvent, most: int) -> None:
-        """Stores a token. Raises Failure: NOT_FOUND, ALREADY_EXISTS when its account has as many as `most`."""
+    async def create(self, token: ApplicationToken, event: SecurityEvent, most: int, *, by: UUID | None) -> None:
+        """Stores a token that somebody asks for who signed in `by`.
+
+        Raises Failure: NOT_FOUND, TOKEN_REVOKED when that has ended, ALREADY_EXISTS when the account has as many as
+        `most`.
+        """
         async with self._database.transaction() as transaction:
             if len(await _live(transaction, token.account_id)) >= most:
                 raise Failure(Reason.ALREADY_EXISTS, f"The user has {most} tokens; end one first.")
+            await hold_sign_in(transaction, by)
             await transaction.execute(_INSERT, **_values(token))
             await write_event(transaction, event, token.create_time)
 
@@ -96,13 +101,17 @@ class ApplicationTokenStore:
         account_id: UUID,
         change: Callable[[Sequence[ApplicationToken]], tuple[ApplicationToken, ApplicationToken | None, SecurityEvent]],
         now: datetime,
+        *,
+        by: UUID | None,
     ) -> ApplicationToken:
         """Changes one of an account's tokens, or puts a successor in its place; returns what is there then.
 
-        `change` is given those that were not ended. Raises what it raises, and Failure(NOT_FOUND).
+        `change` is given those that were not ended, `by` is as in `create`. Raises what `change` raises, and Failure:
+        NOT_FOUND, TOKEN_REVOKED.
         """
         async with self._database.transaction() as transaction:
             changed, successor, event = change(await _live(transaction, account_id))
+            await hold_sign_in(transaction, by)
             await transaction.execute(_CHANGE, token_id=changed.id, name=changed.name, revoke_time=changed.revoke_time)
             if successor is not None:
                 await transaction.execute(_INSERT, **_values(successor))

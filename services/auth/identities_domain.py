@@ -123,7 +123,8 @@ class Identities:
             sign_in_id=caller.sign_in_id,
             detail={"provider": provider},
         )
-        return await self._store.link(account.id, identity, event, signed_up=_signed_up_guest(event, identity))
+        signed_up = _signed_up_guest(event, identity)
+        return await self._store.link(account.id, identity, event, signed_up=signed_up, by=caller.own_sign_in_id)
 
     async def unlink(self, caller: Principal, provider: str) -> int:
         """Ends that an identity opens the caller's account; returns how many sign-ins ended with it.

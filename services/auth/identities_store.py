@@ -19,6 +19,7 @@ from services.auth.accounts_store import account_of_row, upgrade_guest, write_ac
 from services.auth.events_domain import SecurityEvent
 from services.auth.events_store import write_event
 from services.auth.identities import Identity
+from services.auth.locks_store import hold_sign_in
 from services.auth.sign_ins_domain import SignIn
 from services.auth.sign_ins_store import end_sign_ins_by, write_sign_in
 from services.auth.tables import accounts, identities, time
@@ -184,26 +185,34 @@ class IdentityStore:
         return True
 
     async def link(
-        self, account_id: UUID, identity: Identity, event: SecurityEvent, *, signed_up: SecurityEvent
+        self,
+        account_id: UUID,
+        identity: Identity,
+        event: SecurityEvent,
+        *,
+        signed_up: SecurityEvent,
+        by: UUID | None,
     ) -> Identity:
-        """Lets the identity open the account; returns it as it is stored. A guest's account is `signed_up` by that.
+        """Lets the identity open the account of who signed in `by`; returns it as it is stored.
 
-        Raises Failure: IDENTITY_TAKEN, INVALID_TOKEN when the account is gone, EMAIL_REGISTERED.
+        A guest's account is `signed_up` by that. Raises Failure: IDENTITY_TAKEN, INVALID_TOKEN when the account is
+        gone, TOKEN_REVOKED when the sign-in has ended, EMAIL_REGISTERED.
         """
         try:
-            return await self._link(account_id, identity, event, signed_up)
+            return await self._link(account_id, identity, event, signed_up, by)
         except psycopg.errors.UniqueViolation:
             raise Failure(
                 Reason.EMAIL_REGISTERED, "An account has this address: sign in to it, and merge the guest into it."
             ) from None
 
     async def _link(
-        self, account_id: UUID, identity: Identity, event: SecurityEvent, signed_up: SecurityEvent
+        self, account_id: UUID, identity: Identity, event: SecurityEvent, signed_up: SecurityEvent, by: UUID | None
     ) -> Identity:
         async with self._database.transaction() as transaction:
             row = await transaction.one(_LOCK, account_id=account_id)
             if row is None:
                 raise Failure(Reason.INVALID_TOKEN)
+            await hold_sign_in(transaction, by)
             if identity.proved_email and row["email"] == identity.proved_email:
                 await transaction.execute(_VERIFY, account_id=account_id, now=identity.create_time)
             if await _write_identity(transaction, account_id, identity):

@@ -166,6 +166,22 @@ async def test_an_administrators_token_is_a_users(edge: Edge) -> None:
     assert await status(edge, secret, f"/users/{(await edge.phone()).user_id}") == 403
 
 
+async def test_a_sign_in_that_has_just_ended_makes_no_token_and_rotates_none(edge: Edge, phone: Phone) -> None:
+    """The services hear of an end some moments late; what is made in between would outlive the sign-in."""
+    token = await created(phone)
+    with psycopg.connect(edge.mesh.config.database_url) as connection:
+        connection.execute("UPDATE auth.sign_ins SET revoke_time = now() WHERE account_id = %s", [phone.user_id])
+    answer = await phone.call("POST", "/tokens/", json={"name": "too late", "scopes": ["read"]})
+    assert answer.status_code == 401
+    answer = await phone.call("PUT", f"/tokens/{phone.user_id}", json={"id": token["id"], "rotate": True})
+    assert answer.status_code == 401
+    with psycopg.connect(edge.mesh.config.database_url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM auth.application_tokens WHERE account_id = %s", [phone.user_id]
+        ).fetchone()
+    assert row == (1,)
+
+
 async def test_an_ended_one_is_refused_everywhere_within_a_second(edge: Edge, phone: Phone) -> None:
     kept, token = await created(phone, name="kept"), await created(phone)
     assert [await status(edge, token["token"], path) for path in EVERYWHERE] == [200] * 3

@@ -51,7 +51,14 @@ async def started(url: str, phone: Phone, file: Path, *arguments: str, **environ
         **environment,
     }
     command = [sys.executable, "-m", "clients.upload", str(file), "--url", url, *arguments]
-    return await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=known, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    return await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, env=known, stdin=PIPE, stdout=PIPE, stderr=PIPE, preexec_fn=_heed_ctrl_c
+    )
+
+
+def _heed_ctrl_c() -> None:
+    """What a shell starts in the background, as these tests may be, passes on that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def ended(process: Process) -> tuple[int | None, str, str]:
