@@ -14,14 +14,16 @@ V = TypeVar("V")
 
 
 class Coalesced(Generic[K, V]):
-    """Loads by key, many keys in one go: the first at once, and then at most one load in each INTERVAL.
+    """Loads by key, many keys in one go: the first at once, and then at most one load in each interval.
 
     Nothing is kept: every answer was read after its caller asked. A caller who is alone never waits; one among many
     waits for a moment, and is served sooner for it, because a trip to the database costs more than what it fetches.
     """
 
-    def __init__(self, load: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]]) -> None:
+    def __init__(self, load: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]], *, interval: float = INTERVAL) -> None:
+        """`interval`: seconds from one load to the next."""
         self._load = load
+        self._interval = interval
         self._waiting: dict[K, list[asyncio.Future[V | None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._next_at = 0.0
@@ -41,7 +43,7 @@ class Coalesced(Generic[K, V]):
             while self._waiting:
                 if (pause := self._next_at - loop.time()) > 0:
                     await asyncio.sleep(pause)
-                self._next_at = loop.time() + INTERVAL
+                self._next_at = loop.time() + self._interval
                 batch, self._waiting = self._waiting, {}
                 try:
                     found = await self._load(list(batch))

@@ -135,7 +135,7 @@ class _Guard:
         self._contract = contract
         self._policy = policy
         decode, at_once = getattr(handler.unary_unary, "turns", (handler.request_deserializer, 0))
-        self._decode = decode or bytes
+        self._decode = getattr(handler.stream_unary, "decode", decode) or bytes
         self.turns = _Turns(at_once) if at_once else None
         self._handler = handler
         self._answer = _generator(handler.unary_stream or handler.stream_stream)
@@ -344,6 +344,16 @@ def taken_in_turn(decode: Callable[[bytes], Any], *, at_once: int) -> Callable[[
 
     def mark(method: T) -> T:
         cast(Any, method).turns = (decode, at_once)
+        return method
+
+    return mark
+
+
+def decoded_by(decode: Callable[[bytes], Any]) -> Callable[[T], T]:
+    """Marks an rpc with a stream of large requests: each is read by `decode`, which raises DecodeError as a parser."""
+
+    def mark(method: T) -> T:
+        cast(Any, method).decode = decode
         return method
 
     return mark

@@ -87,7 +87,7 @@ class Activities:
         )
         upload = await self._uploads.start(caller, asked)
         if upload.status == "active":
-            await self._streamed.content(upload, 0, _pieces(recording.data, upload.chunk_size))
+            await self._streamed.content(upload, 0, _whole(recording.data))
         if upload.status != "completed":
             await self._finalizer.finalize(caller, str(upload.id))
         return await self._note(upload, record_of(summary))
@@ -111,6 +111,5 @@ def own_id(caller: Principal, user_id: str) -> None:
         raise Failure(Reason.FORBIDDEN)
 
 
-async def _pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), size):
-        yield data[start : start + size]
+async def _whole(data: bytes) -> AsyncIterator[memoryview]:
+    yield memoryview(data)

@@ -1,8 +1,8 @@
-"""Owns the messages that carry chunks, read without a copy of what they carry."""
+"""Owns the messages that carry the bytes of files, read without a copy of what they carry."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -15,7 +15,6 @@ _BYTES: Final = 2
 _FIXED32: Final = 5
 _MAX_VARINT_BYTES: Final = 10
 
-_CONTENT: Final = pb.UploadChunkRequest.CONTENT_FIELD_NUMBER
 _DATA: Final = 2
 """Of google.api.HttpBody."""
 
@@ -31,17 +30,41 @@ class ChunkMessage:
     """A part of the message that came."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContentMessage:
+    """An UploadContentRequest."""
+
+    upload_id: str = ""
+    offset: float = 0.0
+    data: memoryview = field(default_factory=lambda: memoryview(b""))
+    """A part of the message that came."""
+
+
 def read_chunk(message: bytes) -> ChunkMessage:
     """What an UploadChunkRequest says. Raises DecodeError as its parser does.
 
     The parser would copy the chunk twice, while everybody else waits: once into the message, once out of it.
     """
-    content, rest = _without(memoryview(message), _CONTENT)
-    data, _ = _without(content, _DATA)
+    data, rest = _body(message, pb.UploadChunkRequest.CONTENT_FIELD_NUMBER)
     request = pb.UploadChunkRequest.FromString(rest)
     return ChunkMessage(
         upload_id=request.upload_id, chunk_index=request.chunk_index, checksum=request.checksum, data=data
     )
+
+
+def read_content(message: bytes) -> ContentMessage:
+    """What an UploadContentRequest says, as `read_chunk`."""
+    data, rest = _body(message, pb.UploadContentRequest.CONTENT_FIELD_NUMBER)
+    if not rest:  # as all but the first of a stream
+        return ContentMessage(data=data)
+    request = pb.UploadContentRequest.FromString(rest)
+    return ContentMessage(upload_id=request.upload_id, offset=request.offset, data=data)
+
+
+def _body(message: bytes, number: int) -> tuple[memoryview, bytes]:
+    """The data of the HttpBody in the field of that number, and the message without it. Raises DecodeError."""
+    content, rest = _without(memoryview(message), number)
+    return _without(content, _DATA)[0], rest
 
 
 def _without(message: memoryview, number: int) -> tuple[memoryview, bytes]:

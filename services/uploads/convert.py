@@ -17,6 +17,7 @@ from runtime.clock import to_timestamp
 from runtime.errors import invalid
 from runtime.ids import parse_uuid
 from services.uploads.activities_domain import Added
+from services.uploads.chunk_messages import ContentMessage
 from services.uploads.files_domain import Erased, Reading, Wanted
 from services.uploads.finalizing_domain import Receipt
 from services.uploads.limits_domain import UploadLimits
@@ -70,13 +71,11 @@ async def chunks_from_pb(
         yield SentChunk(index=one.chunk_index, data=one.data, checksum=one.checksum)
 
 
-async def pieces_from_pb(
-    first: pb.UploadContentRequest, rest: AsyncIterator[pb.UploadContentRequest]
-) -> AsyncIterator[bytes]:
+async def pieces_from_pb(first: ContentMessage, rest: AsyncIterator[ContentMessage]) -> AsyncIterator[memoryview]:
     """The bytes of a stream, as they came."""
-    yield first.content.data
+    yield first.data
     async for one in rest:
-        yield one.content.data
+        yield one.data
 
 
 async def form_from_pb(
@@ -99,7 +98,7 @@ def activity_document(added: Added) -> HttpBody:
     return HttpBody(content_type="application/json", data=orjson.dumps(document))
 
 
-def offset_of(header: str, first: pb.UploadContentRequest) -> float:
+def offset_of(header: str, first: ContentMessage) -> float:
     """Where a stream begins, by the header or by its first message. Raises Failure(FIELD_INVALID)."""
     if not header:
         return first.offset

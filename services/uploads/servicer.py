@@ -12,11 +12,11 @@ from satchel.uploads.v1 import uploads_pb2_grpc as pb_grpc
 
 from runtime.call import answer_headers, answer_status, header, principal, principal_if_any
 from runtime.clock import to_timestamp
-from runtime.interceptors import taken_in_turn
+from runtime.interceptors import decoded_by, taken_in_turn
 from runtime.paging import decode_token, next_token, page_size
 from services.uploads import convert
 from services.uploads.activities_domain import Activities, own_id
-from services.uploads.chunk_messages import ChunkMessage, read_chunk
+from services.uploads.chunk_messages import ChunkMessage, ContentMessage, read_chunk, read_content
 from services.uploads.files_domain import Files, Reading, check_not_empty
 from services.uploads.finalizing_domain import Finalizer
 from services.uploads.forms import recording_of
@@ -72,10 +72,11 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         upload = await self._uploads.find(principal(), first.upload_id)
         return convert.chunks_response(*await self._streamed.chunks(upload, convert.chunks_from_pb(first, requests)))
 
-    async def UploadContent(
-        self, requests: AsyncIterator[pb.UploadContentRequest], context: Context
+    @decoded_by(read_content)
+    async def UploadContent(  # type: ignore[override]  # what comes is read without a copy
+        self, requests: AsyncIterator[ContentMessage], context: Context
     ) -> pb.UploadContentResponse:
-        first = await anext(requests, pb.UploadContentRequest())
+        first = await anext(requests, ContentMessage())
         upload = await self._uploads.find(principal(), first.upload_id)
         offset = convert.offset_of(header("upload-offset"), first)
         pieces = convert.pieces_from_pb(first, requests)

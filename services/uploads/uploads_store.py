@@ -68,6 +68,7 @@ _STORE: Final = """
     WITH alive AS (SELECT id FROM uploads.uploads WHERE id = %b AND status = 'active' FOR KEY SHARE)
     UPDATE uploads.chunks SET stored = true FROM alive
     WHERE upload_id = alive.id AND index = ANY(%b::int4[]) AND claim = %b"""
+_NOTE: Final = f"{_STORE} RETURNING index"
 _RELEASE: Final = "DELETE FROM uploads.chunks WHERE upload_id = %b AND claim = %b AND NOT stored"
 _CHUNK: Final = "SELECT claim, stored FROM uploads.chunks WHERE upload_id = %b AND index = %b"
 _COUNT: Final = "SELECT count(*) AS stored FROM uploads.chunks WHERE upload_id = %b AND stored"
@@ -239,6 +240,12 @@ class UploadStore:
                 counted = await connection.execute(_COUNT, [id], prepare=True)
             row = await counted.fetchone() or {"stored": 0}
             return stored.rowcount, row["stored"]
+
+    async def note(self, id: UUID, claim: bytes, indexes: Sequence[int]) -> set[int]:
+        """Notes that the chunks are stored; returns those that were, for they are still claimed so."""
+        async with self._database.statements() as statements:
+            cursor = await statements.connection.execute(_NOTE, [id, Integers(indexes), claim], prepare=True)
+            return {row["index"] for row in await cursor.fetchall()}
 
     async def release(self, id: UUID, claim: bytes) -> None:
         """Takes back the claims on what was not stored."""

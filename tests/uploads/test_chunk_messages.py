@@ -1,4 +1,4 @@
-"""Messages that carry chunks are read as their parser reads them."""
+"""Messages that carry the bytes of files are read as their parser reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from satchel.uploads.v1 import uploads_pb2 as pb
 
-from services.uploads.chunk_messages import ChunkMessage, read_chunk
+from services.uploads.chunk_messages import ChunkMessage, ContentMessage, read_chunk, read_content
 
 MESSAGES = st.builds(
     pb.UploadChunkRequest,
@@ -37,6 +37,19 @@ def as_parsed(message: bytes) -> ChunkMessage:
 def test_a_message_says_what_its_parser_says(request_: pb.UploadChunkRequest) -> None:
     message = request_.SerializeToString()
     assert read_chunk(message) == as_parsed(message)
+
+
+@given(
+    st.builds(
+        pb.UploadContentRequest,
+        upload_id=st.text(max_size=40),
+        offset=st.floats(allow_nan=False),
+        content=st.none() | st.builds(HttpBody, content_type=st.text(max_size=20), data=st.binary(max_size=300)),
+    )
+)
+def test_a_part_of_a_file_says_what_its_parser_says(request_: pb.UploadContentRequest) -> None:
+    read = ContentMessage(upload_id=request_.upload_id, offset=request_.offset, data=memoryview(request_.content.data))
+    assert read_content(request_.SerializeToString()) == read
 
 
 @given(MESSAGES, st.binary(max_size=20), st.data())
