@@ -8,6 +8,7 @@ import getpass
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import cast
 
 import psycopg
@@ -27,7 +28,7 @@ from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.passwords import Passwords
 from services.auth.rewraps_domain import rewrap_all
 from services.auth.rewraps_store import SEALED, RewrapStore
-from services.auth.roles_domain import BY_OPERATOR, Roles
+from services.auth.roles_domain import BY_OPERATOR, NamedAdministrator, Roles
 from services.auth.users_domain import prepared
 
 Command = Callable[[Config, Database, argparse.Namespace], Awaitable[int]]
@@ -90,10 +91,11 @@ async def _give(config: Config, db: Database, email: str, role: Role) -> int:
 
 
 async def _list(config: Config, db: Database, arguments: argparse.Namespace) -> int:
+    named = NamedAdministrator(email=config.admin_email, must_be_verified=config.sends_mail)
     accounts = [
-        one
+        replace(one, role=named.role_of(one))
         for one in await AccountStore(db).all()
-        if arguments.tenant in (0, one.tenant_id) and (one.role == "admin" or not arguments.admins)
+        if arguments.tenant in (0, one.tenant_id) and (named.role_of(one) == "admin" or not arguments.admins)
     ]
     for one in accounts:
         print(f"{one.id}  {format_time(one.create_time):27}  tenant {one.tenant_id:<6}  {one.role:5}  {one.email}")

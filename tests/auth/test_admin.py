@@ -163,6 +163,8 @@ async def test_accounts_are_listed(edge: Edge) -> None:
     code, out, err = await admin(edge, "list", "--tenant", tenant, "--admins")
     assert (code, out, err) == (0, "", "There is none.\n")
     assert user.email in (await admin(edge, "list"))[1]
+    named = {"SATCHEL_ADMIN_EMAIL": user.email}
+    assert (await admin(edge, "list", "--admins", **named))[1].split()[-2:] == ["admin", user.email]
 
 
 @pytest.mark.parametrize(
