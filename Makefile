@@ -26,13 +26,16 @@ GENERATOR := $(or $(filter bench,$(MAKECMDGOALS)),$(if $(filter test converge li
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
 	--only-binary :all:
 
-.PHONY: help run upload test converge lint breaking format protos lock bench soak clean
+.PHONY: help run demo upload test converge lint breaking format protos lock bench soak clean
 
 help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run-stamp gen/.stamp  ## Run the whole mesh on this machine, until Ctrl-C
 	@exec $(BIN)/python -m deploy.local
+
+demo: $(VENV)/.run-stamp  ## Let simulated phones use what `make run` runs (ARGS="--phones 24 --admin ada@example.com")
+	@exec $(BIN)/python -m clients.demo $(ARGS)
 
 upload: $(VENV)/.run-stamp  ## Upload a file, or go on with it (FILE=ride.fit ARGS="--email ada@example.com")
 	@$(BIN)/python -m clients.upload "$(FILE)" $(ARGS)

@@ -1,0 +1,1 @@
+"""Simulated phones, so that somebody who has just started Satchel sees it at work."""
