@@ -14,7 +14,7 @@ from deploy.redis import redis_part
 from deploy.settings import Settings
 from deploy.sockets import free_ports, http_get, socket_directory
 
-SERVICES = ("auth", "sessions", "uploads", "health", "websocket")
+SERVICES = ("auth", "sessions", "uploads", "health", "garmin", "websocket")
 LOOPBACK = "127.0.0.1"
 # Where the WebSocket door takes connections; its other port is for gRPC, like everybody's.
 DOOR = "websocket-listen"

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from runtime.keys import parse_vault_keys
 
-SERVICES: Final = ("auth", "sessions", "uploads", "health", "websocket")
+SERVICES: Final = ("auth", "sessions", "uploads", "health", "garmin", "websocket")
 
 
 # RFC 7518, section 3.2.
@@ -86,6 +86,7 @@ class Config(BaseSettings):
     sessions_address: str = "127.0.0.1:7102"
     uploads_address: str = "127.0.0.1:7103"
     health_address: str = "127.0.0.1:7104"
+    garmin_address: str = "127.0.0.1:7106"
     websocket_address: str = "127.0.0.1:7105"
     websocket_listen: str = "127.0.0.1:7180"
     """host:port where the WebSocket door takes connections; its address above only answers for its health."""
