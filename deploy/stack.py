@@ -43,6 +43,7 @@ class Stack:
             "SATCHEL_WEBSOCKET_LISTEN": f"{LOOPBACK}:{ports[DOOR]}",
             "SATCHEL_HOME": str(settings.home),
             "SATCHEL_PORT": str(settings.port),
+            "SATCHEL_BIND": settings.bind,
             "SATCHEL_SMTP_URL": os.environ.get("SATCHEL_SMTP_URL") or MAIL_TO_LOG,
             "PYTHONUNBUFFERED": "1",
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -75,6 +76,15 @@ class Config(BaseSettings):
     """The account with this e-mail is administrator of its tenant; once the address is verified, where mail is sent."""
     guest_days: int = Field(90, ge=1)
     """Days after which a guest who has not been back is deleted."""
+
+    single_user: str = Field("", pattern=r"^\s*($|[^@\s]+@[^@\s]+\s*$)")
+    """Calls without a token act as the account with this e-mail, where seed 001 shows calls without one; empty: none."""
+    single_user_anywhere: Literal["on", "off"] = "off"
+    """Whether they do though others than the owner of this machine may reach the edge."""
+    bind: str = ""
+    """The address that the edge listens on; empty: nobody has said."""
+    trusted_hops: int = Field(0, ge=0)
+    """Proxies that stand before the edge."""
 
     vault_keys: SecretStr = SecretStr("")
     """id:base64 of 32 bytes, more of them behind commas, newest first: what seals stored credentials of other services;
@@ -163,7 +173,22 @@ class Config(BaseSettings):
     def _whole(self) -> Config:
         if not self.supabase_issuer and (self.supabase_jwt_secret.get_secret_value() or self.supabase_jwks_url):
             raise ValueError("SATCHEL_SUPABASE_ISSUER says whose tokens they are; it is missing")
+        if self.single_user and self.single_user_anywhere == "off":
+            self._check_nobody_else_calls()
         return self
+
+    def _check_nobody_else_calls(self) -> None:
+        allowed = "SATCHEL_SINGLE_USER_ANYWHERE=on allows it"
+        if not _is_loopback(self.bind):
+            where = f"listens on {self.bind}" if self.bind else "listens where SATCHEL_BIND does not say"
+            raise ValueError(
+                f"SATCHEL_SINGLE_USER: whoever reaches the edge acts as this user, and it {where}; {allowed}"
+            )
+        if self.trusted_hops or not _is_loopback(urlsplit(self.links).hostname or ""):
+            raise ValueError(
+                "SATCHEL_SINGLE_USER: whoever reaches the edge acts as this user, and SATCHEL_TRUSTED_HOPS or "
+                f"SATCHEL_PUBLIC_URL tells of a proxy that lets others in; {allowed}"
+            )
 
     @classmethod
     def settings_customise_sources(
@@ -262,6 +287,13 @@ def is_safe_url(text: str) -> bool:
         url = urlsplit(text)
         local = url.scheme == "http" and url.hostname in ("localhost", "127.0.0.1", "::1")
         return bool(url.hostname) and "@" not in url.netloc and (url.scheme == "https" or local)
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

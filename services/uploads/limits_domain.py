@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +40,7 @@ class UploadLimits:
     types: tuple[TypeLimit, ...]
     quotas: Mapping[str, int]
     """Bytes of all files of a user, by tier; a tier that is not listed has the largest."""
-    archives: ArchiveLimits
+    archives: ArchiveLimits = field(default_factory=ArchiveLimits)
     """What an archive of recordings may be."""
 
     def type_of(self, mime_type: str) -> TypeLimit | None:
