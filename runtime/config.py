@@ -78,7 +78,7 @@ class Config(BaseSettings):
     """Days after which a guest who has not been back is deleted."""
 
     single_user: str = Field("", pattern=r"^\s*($|[^@\s]+@[^@\s]+\s*$)")
-    """Calls without a token act as the account with this e-mail, where seed 001 shows calls without one; empty: none."""
+    """Calls without a token act as the account with this e-mail, where runtime/single_user.py says so; empty: none."""
     single_user_anywhere: Literal["on", "off"] = "off"
     """Whether they do though others than the owner of this machine may reach the edge."""
     bind: str = ""
@@ -157,6 +157,11 @@ class Config(BaseSettings):
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("trusted_hops", mode="before")
+    @classmethod
+    def _zero_when_empty(cls, value: object) -> object:
+        return 0 if value == "" else value
+
     @field_validator("supabase_issuer", "supabase_jwks_url")
     @classmethod
     def _safe(cls, value: str) -> str:
@@ -178,17 +183,16 @@ class Config(BaseSettings):
         return self
 
     def _check_nobody_else_calls(self) -> None:
-        allowed = "SATCHEL_SINGLE_USER_ANYWHERE=on allows it"
         if not _is_loopback(self.bind):
-            where = f"listens on {self.bind}" if self.bind else "listens where SATCHEL_BIND does not say"
-            raise ValueError(
-                f"SATCHEL_SINGLE_USER: whoever reaches the edge acts as this user, and it {where}; {allowed}"
-            )
-        if self.trusted_hops or not _is_loopback(urlsplit(self.links).hostname or ""):
-            raise ValueError(
-                "SATCHEL_SINGLE_USER: whoever reaches the edge acts as this user, and SATCHEL_TRUSTED_HOPS or "
-                f"SATCHEL_PUBLIC_URL tells of a proxy that lets others in; {allowed}"
-            )
+            why = f"it listens on {self.bind}" if self.bind else "SATCHEL_BIND does not say where it listens"
+        elif self.trusted_hops or not _is_loopback(urlsplit(self.links).hostname or ""):
+            why = "SATCHEL_TRUSTED_HOPS or SATCHEL_PUBLIC_URL tells of a proxy that lets others in"
+        else:
+            return
+        raise ValueError(
+            f"SATCHEL_SINGLE_USER: whoever reaches the edge acts as this user, and {why}; "
+            "SATCHEL_SINGLE_USER_ANYWHERE=on allows it"
+        )
 
     @classmethod
     def settings_customise_sources(
