@@ -268,7 +268,7 @@ def from_environment() -> Config:
 
 
 def _sentence(place: tuple[int | str, ...], message: str) -> str:
-    return f"SATCHEL_{'_'.join(map(str, place)).upper()}: {message.lower()}" if place else message
+    return f"SATCHEL_{'_'.join(map(str, place)).upper()}: {message.lower()}" if place else message.removeprefix("Value error, ")
 
 
 class _SsoSettings(PydanticBaseSettingsSource):
