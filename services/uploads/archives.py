@@ -112,7 +112,7 @@ class Contents:
 
     def _opened(self, file: BinaryIO) -> ZipFile:
         try:
-            archive = ZipFile(_Bounded(file))  # type: ignore[arg-type]  # the part of a file that it uses
+            archive = ZipFile(_Bounded(file))
             entries = archive.infolist()
             _check_apart(entries, archive.start_dir)
         except _DAMAGED:

@@ -67,7 +67,7 @@ class _Part:
     @property
     def is_archive(self) -> bool:
         """Whether it begins as an archive does; for as long as its first bytes are still here."""
-        return self.data[: len(SIGNATURES[0])] in SIGNATURES
+        return self.data.startswith(SIGNATURES)
 
     def taken(self) -> bytes:
         """What has come since the last time."""
