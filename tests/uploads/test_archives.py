@@ -28,6 +28,7 @@ from runtime.errors import Failure, Reason, invalid
 from services.uploads.activities_domain import Added, Recording
 from services.uploads.archives import ArchiveLimits, Contents, Found
 from services.uploads.imports_domain import TRIES, Imports
+from services.uploads.limits_domain import read_limits
 from services.uploads.spools import PLACES, Spool, Spools
 from tests.conftest import Edge
 from tests.factories import Phone
@@ -402,6 +403,36 @@ async def test_a_user_hands_over_one_archive_at_a_time(edge: Edge, phone: Phone)
     slow.let.set()
     assert statuses(await call) == {"a.gpx": "created"}
     assert (await add(phone, archive({"d.gpx": ride(4)}))).status_code == 201
+
+
+async def test_who_hangs_up_while_an_archive_comes_gives_up_the_place(phone: Phone) -> None:
+    slow = Slow(phone, WHOLE)
+    call = asyncio.create_task(slow.call())
+    await slow.begun.wait()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+
+    async def taken() -> bool:
+        return (await add(phone, WHOLE)).status_code != 503
+
+    await until(taken)
+    assert len(await files(phone)) == 2
+
+
+async def test_a_form_with_half_an_archive_is_refused(phone: Phone) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + WHOLE
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = await phone.call("POST", f"/activities/{phone.user_id}", content=form, headers=headers)
+    assert (answer.status_code, answer.json()) == (400, {"detail": "The form is not whole."})
+
+
+def test_limits_of_archives_have_defaults_and_fit_the_edge(tmp_path: Path) -> None:
+    content = json.loads(LIMITS.read_text())
+    assert ArchiveLimits(**content.pop("archives")) == ArchiveLimits()
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert read_limits(tmp_path / "old.json").archives == ArchiveLimits()
+    with pytest.raises(ValueError, match=r"archives\.seconds"):
+        read_limits(limits_file(tmp_path, seconds=600))
 
 
 async def test_nobody_adds_an_archive_to_somebody_elses_activities(edge: Edge, phone: Phone) -> None:
