@@ -268,7 +268,11 @@ def from_environment() -> Config:
 
 
 def _sentence(place: tuple[int | str, ...], message: str) -> str:
-    return f"SATCHEL_{'_'.join(map(str, place)).upper()}: {message.lower()}" if place else message.removeprefix("Value error, ")
+    return (
+        f"SATCHEL_{'_'.join(map(str, place)).upper()}: {message.lower()}"
+        if place
+        else message.removeprefix("Value error, ")
+    )
 
 
 class _SsoSettings(PydanticBaseSettingsSource):

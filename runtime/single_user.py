@@ -100,7 +100,7 @@ class SingleUser:
         if not self._is_ours(place):
             raise _refused("Without a token this server answers to its own names only; the call needs an access token.")
         origin = metadata.get("origin", "")
-        own_page = not origin or urlsplit(origin).netloc.lower() == place.lower()
+        own_page = not origin or origin.partition("://")[2].lower() == place.lower()
         if not own_page or metadata.get("sec-fetch-site", "") not in _OWN_SITES:
             raise _refused("Pages of other sites need an access token here.")
 

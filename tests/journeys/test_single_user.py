@@ -152,6 +152,8 @@ async def test_a_token_of_a_sign_in_that_was_ended_is_never_the_single_user(alon
         {"host": "evil.example", "x-forwarded-host": "localhost"},
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
+        {"host": "[", "origin": "http://["},
         {"origin": "http://localhost:1"},
         {"origin": "http://localhost"},
         {"origin": "http://127.0.0.1:{port}@evil.example"},
@@ -165,7 +167,7 @@ async def test_pages_of_other_sites_need_a_token(alone: Edge, ada: Phone, header
     sent = {name: value.format(port=alone.port) for name, value in headers.items()}
     answer = await alone.http.post("/health_metrics", json=METRIC, headers=sent)
     assert answer.status_code == 401, answer.text
-    assert "token" in answer.json()["detail"]
+    assert "token" in answer.text
     assert (await alone.http.post("/health_metrics", json=METRIC, headers={**sent, **ada.headers})).status_code == 201
 
 
