@@ -14,7 +14,7 @@ from deploy.redis import redis_part
 from deploy.settings import Settings
 from deploy.sockets import free_ports, http_get, socket_directory
 
-SERVICES = ("auth", "sessions", "uploads", "health", "websocket")
+SERVICES = ("auth", "sessions", "uploads", "health", "garmin", "websocket")
 LOOPBACK = "127.0.0.1"
 # Where the WebSocket door takes connections; its other port is for gRPC, like everybody's.
 DOOR = "websocket-listen"
@@ -43,6 +43,7 @@ class Stack:
             "SATCHEL_WEBSOCKET_LISTEN": f"{LOOPBACK}:{ports[DOOR]}",
             "SATCHEL_HOME": str(settings.home),
             "SATCHEL_PORT": str(settings.port),
+            "SATCHEL_BIND": settings.bind,
             "SATCHEL_SMTP_URL": os.environ.get("SATCHEL_SMTP_URL") or MAIL_TO_LOG,
             "PYTHONUNBUFFERED": "1",
         }

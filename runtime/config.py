@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from runtime.keys import parse_vault_keys
 
-SERVICES: Final = ("auth", "sessions", "uploads", "health", "websocket")
+SERVICES: Final = ("auth", "sessions", "uploads", "health", "garmin", "websocket")
 
 
 # RFC 7518, section 3.2.
@@ -76,6 +77,15 @@ class Config(BaseSettings):
     guest_days: int = Field(90, ge=1)
     """Days after which a guest who has not been back is deleted."""
 
+    single_user: str = Field("", pattern=r"^\s*($|[^@\s]+@[^@\s]+\s*$)")
+    """Calls without a token act as the account with this e-mail, where runtime/single_user.py says so; empty: none."""
+    single_user_anywhere: Literal["on", "off"] = "off"
+    """Whether they do though others than the owner of this machine may reach the edge."""
+    bind: str = ""
+    """The address that the edge listens on; empty: nobody has said."""
+    trusted_hops: int = Field(0, ge=0)
+    """Proxies that stand before the edge."""
+
     vault_keys: SecretStr = SecretStr("")
     """id:base64 of 32 bytes, more of them behind commas, newest first: what seals stored credentials of other services;
     empty: key files in home/keys."""
@@ -86,6 +96,7 @@ class Config(BaseSettings):
     sessions_address: str = "127.0.0.1:7102"
     uploads_address: str = "127.0.0.1:7103"
     health_address: str = "127.0.0.1:7104"
+    garmin_address: str = "127.0.0.1:7106"
     websocket_address: str = "127.0.0.1:7105"
     websocket_listen: str = "127.0.0.1:7180"
     """host:port where the WebSocket door takes connections; its address above only answers for its health."""
@@ -146,6 +157,11 @@ class Config(BaseSettings):
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("trusted_hops", mode="before")
+    @classmethod
+    def _zero_when_empty(cls, value: object) -> object:
+        return 0 if value == "" else value
+
     @field_validator("supabase_issuer", "supabase_jwks_url")
     @classmethod
     def _safe(cls, value: str) -> str:
@@ -162,7 +178,21 @@ class Config(BaseSettings):
     def _whole(self) -> Config:
         if not self.supabase_issuer and (self.supabase_jwt_secret.get_secret_value() or self.supabase_jwks_url):
             raise ValueError("SATCHEL_SUPABASE_ISSUER says whose tokens they are; it is missing")
+        if self.single_user and self.single_user_anywhere == "off":
+            self._check_nobody_else_calls()
         return self
+
+    def _check_nobody_else_calls(self) -> None:
+        if not _is_loopback(self.bind):
+            why = f"it listens on {self.bind}" if self.bind else "SATCHEL_BIND does not say where it listens"
+        elif self.trusted_hops or not _is_loopback(urlsplit(self.links).hostname or ""):
+            why = "SATCHEL_TRUSTED_HOPS or SATCHEL_PUBLIC_URL tells of a proxy that lets others in"
+        else:
+            return
+        raise ValueError(
+            f"SATCHEL_SINGLE_USER: whoever reaches the edge acts as this user, and {why}; "
+            "SATCHEL_SINGLE_USER_ANYWHERE=on allows it"
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -238,7 +268,11 @@ def from_environment() -> Config:
 
 
 def _sentence(place: tuple[int | str, ...], message: str) -> str:
-    return f"SATCHEL_{'_'.join(map(str, place)).upper()}: {message.lower()}" if place else message
+    return (
+        f"SATCHEL_{'_'.join(map(str, place)).upper()}: {message.lower()}"
+        if place
+        else message.removeprefix("Value error, ")
+    )
 
 
 class _SsoSettings(PydanticBaseSettingsSource):
@@ -261,6 +295,13 @@ def is_safe_url(text: str) -> bool:
         url = urlsplit(text)
         local = url.scheme == "http" and url.hostname in ("localhost", "127.0.0.1", "::1")
         return bool(url.hostname) and "@" not in url.netloc and (url.scheme == "https" or local)
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

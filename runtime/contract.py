@@ -26,6 +26,7 @@ from satchel.auth.v1 import (
     token_exchange_pb2,
     users_pb2,
 )
+from satchel.garmin.v1 import garmin_pb2
 from satchel.health.v1 import health_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import (
@@ -66,6 +67,7 @@ FILES: Final = (
     workout_plans_pb2,
     uploads_pb2,
     health_pb2,
+    garmin_pb2,
 )
 
 # The rpcs of gRPC itself carry no options of ours: probes and grpcurl may call them without a token.

@@ -21,13 +21,14 @@ from grpc.aio import AbortError, ServicerContext
 from satchel.options.v1 import options_pb2 as options
 
 from runtime.breaking import TOO_MANY_TRAILERS
-from runtime.call import Call, Watch, current
+from runtime.call import Call, Principal, Watch, current
 from runtime.clock import utc_now
 from runtime.contract import Policy
 from runtime.errors import Failure, Reason, rest_body, rpc_status
 from runtime.idempotency import idempotency_key_of
 from runtime.identity import Verifier, authorize, check_delegation
 from runtime.limits import RateLimiter, spent
+from runtime.single_user import SingleUser
 from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, logger
 
 # What the transcoder of the edge adds to a call that came in as JSON.
@@ -53,16 +54,18 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         limiter: RateLimiter | None,
         call_timeout: float,
         draining: asyncio.Event,
+        single_user: SingleUser | None = None,
     ) -> None:
         """`limiter` None: rate limits are off. `call_timeout` bounds unary calls, in seconds.
 
-        `draining` is set when streams should say goodbye.
+        `draining` is set when streams should say goodbye. `single_user` None: each call needs a token.
         """
         self._policies = policies
         self._verifier = verifier
         self._limiter = limiter
         self._call_timeout = call_timeout
         self._draining = draining
+        self._single_user = single_user
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -100,13 +103,18 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         """Raises Failure unless the contract lets this call through. `request` is None for a request stream."""
         policy = call.policy
         if policy.access != options.ACCESS_PUBLIC and not _needs_none(call):
-            call.principal = await self._verifier.principal(call.metadata.get("authorization"))
+            call.principal = await self._principal(call)
             authorize(policy.access, call.principal)
             check_delegation(policy, call.principal)
         if self._limiter is not None and policy.limits and not _is_service(call):
             call.headers += await self._limiter.admit(call, request)
         if policy.takes_key:
             call.idempotency = idempotency_key_of(call.metadata, request)
+
+    async def _principal(self, call: Call) -> Principal:
+        if self._single_user is not None and self._single_user.answers_for(call):
+            return await self._single_user.principal(call.metadata)
+        return await self._verifier.principal(call.metadata.get("authorization"))
 
     def watch(self, call: Call, cut: Callable[[], None]) -> Watch:
         """What the contract goes on doing for a stream that was let in; `cut` as Watch.cut."""

@@ -22,6 +22,8 @@ from satchel.auth.v1 import (
     auth_pb2_grpc,
     token_exchange_pb2,
     token_exchange_pb2_grpc,
+    users_pb2,
+    users_pb2_grpc,
 )
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
 from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
@@ -79,6 +81,7 @@ class AuthClient:
     def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
         self._stub = auth_pb2_grpc.AuthServiceStub(opened)
         self._applications = application_tokens_pb2_grpc.ApplicationTokenServiceStub(opened)
+        self._users = users_pb2_grpc.UserServiceStub(opened)
         self._tokens = tokens
         self._resolved = Coalesced(self._resolve)
 
@@ -92,6 +95,18 @@ class AuthClient:
         return [
             {field.name: value for field, value in key.ListFields() if isinstance(value, str)} for key in response.keys
         ]
+
+    async def find_user(self, email: str) -> UUID | None:
+        """The id of the account with an address; None: there is none. Raises grpc.aio.AioRpcError when auth is away."""
+        metadata = (("authorization", f"Bearer {self._tokens.current()}"),)
+        request = users_pb2.FindUserRequest(email=email)
+        try:
+            found = await self._users.FindUser(request, timeout=CALL_TIMEOUT, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise
+        return UUID(found.id)
 
     async def revoked_since(self, since: Timestamp | None) -> tuple[list[UUID], list[UUID], Timestamp]:
         """Sign-ins ended since, users of issuers elsewhere who were deleted since, and the moment to ask from next.

@@ -27,8 +27,9 @@ from runtime.identity import Revocations, ServiceTokens, Verifier
 from runtime.interceptors import ContractInterceptor
 from runtime.keys import mesh_secret
 from runtime.limits import RateLimiter
-from runtime.mesh import STREAM_OPTIONS, AuthClient, channel, watch_revocations
+from runtime.mesh import STREAM_OPTIONS, Acting, AuthClient, channel, watch_revocations
 from runtime.migrations import migrate
+from runtime.single_user import single_user
 from runtime.telemetry import log_to_stderr, logger, serve_metrics
 
 # The edge refuses bodies over 8 MiB with 413 before a message of this size is reached.
@@ -63,7 +64,8 @@ async def serving(
     async with AsyncExitStack() as stack:
         secret = mesh_secret(config.keys)
         auth_channel = await stack.enter_async_context(channel(config.auth_address, STREAM_OPTIONS))
-        auth = AuthClient(auth_channel, ServiceTokens(secret, "+".join(services)))
+        tokens = ServiceTokens(secret, "+".join(services))
+        auth = AuthClient(auth_channel, tokens)
         revocations = Revocations(patience=config.revocation_patience)
         foreign = await stack.enter_async_context(foreign_tokens(config))
         verifier = Verifier(
@@ -77,8 +79,16 @@ async def serving(
         if limiter is not None:
             stack.push_async_callback(limiter.close)
         draining = asyncio.Event()
+        anybody = single_user(config, auth.find_user, Acting(auth_channel, tokens), verifier)
+        if anybody is not None:
+            logger().warning("calls without a token act as one user", email=config.single_user)
         contract_interceptor = ContractInterceptor(
-            policies, verifier=verifier, limiter=limiter, call_timeout=config.call_timeout, draining=draining
+            policies,
+            verifier=verifier,
+            limiter=limiter,
+            call_timeout=config.call_timeout,
+            draining=draining,
+            single_user=anybody,
         )
         server = grpc.aio.server(
             interceptors=[contract_interceptor],

@@ -35,13 +35,21 @@ from runtime.server import serving
 from runtime.telemetry import log_to_stderr
 from services.auth.app import service as auth
 from services.auth.tokens import AccessTokens
+from services.garmin.app import service as garmin
 from services.health.app import service as health
 from services.sessions.app import service as sessions
 from services.uploads.app import service as uploads
 from services.websocket.app import service as websocket
 from tests.factories import Phone
 
-ALL = {"auth": auth, "sessions": sessions, "uploads": uploads, "health": health, "websocket": websocket}
+ALL = {
+    "auth": auth,
+    "sessions": sessions,
+    "uploads": uploads,
+    "health": health,
+    "garmin": garmin,
+    "websocket": websocket,
+}
 TEMPLATE = "satchel_template"
 # Runs beside this one take other ports: nobody borrows that of a part which is being restarted.
 _run, _runs = (

@@ -12,6 +12,7 @@ from deploy.envoy import browsers, replies
 from deploy.envoy.replies import DIALECT_NAMES
 from runtime import contract
 from runtime.contract import HttpRule, Policy
+from runtime.single_user import HOST_HEADER
 
 Config = dict[str, Any]
 
@@ -75,6 +76,12 @@ def virtual_host(*, camel_transcoder: Config) -> Config:
         "name": "satchel",
         "domains": ["*"],
         "typed_per_filter_config": {CORS: browsers.POLICY},
+        "request_headers_to_add": [
+            {
+                "header": {"key": HOST_HEADER, "value": "%REQ(:authority)%"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ],
         "routes": [
             *(_websocket(path) for path in WEBSOCKET_PATHS),
             *(_no_websocket(prefix, dialect) for prefix, dialect in PREFIX_DIALECTS),

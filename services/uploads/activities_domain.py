@@ -78,12 +78,16 @@ class Activities:
 
         Raises Failure: FIELD_INVALID for what is no recording, TOO_LARGE, TIER_LIMIT, UNAVAILABLE.
         """
+        digest = await self._digests.of(recording.data)
+        known = await self._store.activity(caller.user_id, digest, len(recording.data))
+        if known is not None:
+            return Added(upload=known, file_url=self._links.url(known), data=known.activity or {}, created=False)
         summary = await self._parsing.summarize(recording.data)
         asked = Asked(
             filename=recording.filename or f"activity.{summary.kind}",
             total_size=len(recording.data),
             mime_type=_MIME_TYPES[summary.kind],
-            file_hash=(await self._digests.of(recording.data)).hex(),
+            file_hash=digest.hex(),
         )
         upload = await self._uploads.start(caller, asked)
         if upload.status == "active":

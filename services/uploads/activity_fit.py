@@ -13,7 +13,7 @@ from fitdecode.profile import FIELD_NUM_TIMESTAMP
 from fitdecode.types import BaseType, FieldDefinition
 
 from runtime.errors import Failure, invalid
-from services.uploads.activity_summary import UNNAMED_SPORT, Kind, Summary
+from services.uploads.activity_summary import NO_ACTIVITY, UNNAMED_SPORT, Kind, Summary
 from services.uploads.activity_track import Mean, Position, Track, checked_position, first
 
 # FIT counts seconds from here; smaller numbers than the other are seconds since the device was switched on.
@@ -63,7 +63,7 @@ def read_fit(data: bytes) -> Summary:
     except Exception:  # whatever a decoder trips over in a stranger's bytes
         raise invalid("file", "is damaged: it is no readable FIT", "INVALID_FORMAT") from None
     if file_id.get("type") != "activity":
-        raise invalid("file", "is FIT, but no activity", "INVALID_FORMAT")
+        raise invalid("file", "is FIT, but no activity", NO_ACTIVITY)
     return _summary(file_id, sessions, track)
 
 

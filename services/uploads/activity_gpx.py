@@ -8,7 +8,7 @@ from xml.sax.xmlreader import AttributesImpl
 
 from runtime.errors import invalid
 from services.uploads import activity_xml as xml
-from services.uploads.activity_summary import Kind, Summary
+from services.uploads.activity_summary import NO_ACTIVITY, Kind, Summary
 from services.uploads.activity_track import Position, Track
 
 
@@ -57,7 +57,7 @@ class Gpx:
     def summary(self) -> Summary:
         track = self._track
         if track.start is None:
-            raise invalid("file", "holds no track with times, so it is no recording", "INVALID_FORMAT")
+            raise invalid("file", "holds no track with times, so it is no recording", NO_ACTIVITY)
         return Summary(
             kind=Kind.GPX,
             sport=xml.sport(self._sport),

@@ -28,6 +28,8 @@ _NUMBERS: Final[Mapping[str, tuple[float, int]]] = {
 }
 _TEXTS: Final[Mapping[str, int]] = {"sport": 64, "sub_sport": 64, "device": 200}
 UNNAMED_SPORT: Final = "generic"  # what the FIT profile calls it
+# As the reason of a violation: the file is whole, and holds no activity but something else that devices note or plan.
+NO_ACTIVITY: Final = "NO_ACTIVITY"
 
 
 class Kind(StrEnum):

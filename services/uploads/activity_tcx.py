@@ -8,7 +8,7 @@ from xml.sax.xmlreader import AttributesImpl
 
 from runtime.errors import invalid
 from services.uploads import activity_xml as xml
-from services.uploads.activity_summary import Kind, Summary
+from services.uploads.activity_summary import NO_ACTIVITY, Kind, Summary
 from services.uploads.activity_track import Mean, Track, first
 
 
@@ -81,7 +81,7 @@ class Tcx:
         track = self._track
         start = min(self._starts, default=track.start)
         if not self._sports or start is None:
-            raise invalid("file", "holds no activity with a time, so it is no recording", "INVALID_FORMAT")
+            raise invalid("file", "holds no activity with a time, so it is no recording", NO_ACTIVITY)
         if len(self._sports) > 1 and not self._multisport:
             raise invalid("file", "holds several activities; send each on its own", "INVALID_FORMAT")
         return Summary(

@@ -62,7 +62,7 @@ def read_xml(data: bytes, formats: Mapping[str, Callable[[], Format]]) -> Summar
     decoder = getincrementaldecoder("utf-8-sig")()
     try:
         # Piece by piece, since text may take four times the memory of its bytes.
-        for start in range(0, len(data), _BYTES_AT_ONCE):
+        for start in range(_begin(data), len(data), _BYTES_AT_ONCE):
             parser.feed(decoder.decode(data[start : start + _BYTES_AT_ONCE]))
         parser.feed(decoder.decode(b"", final=True))
         parser.close()
@@ -73,6 +73,11 @@ def read_xml(data: bytes, formats: Mapping[str, Callable[[], Format]]) -> Summar
     except (SAXException, ValueError):
         raise invalid("file", "is damaged: it is no well-formed XML", "INVALID_FORMAT") from None
     return document.format.summary()
+
+
+def _begin(data: bytes) -> int:
+    """Where the document begins: Strava writes blanks ahead of its TCX, where XML has none."""
+    return len(data) - len(data.lstrip()) if data[:1].isspace() else 0
 
 
 class _Document(ContentHandler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -23,11 +24,13 @@ from services.uploads.blobs import open_blobs
 from services.uploads.digests import hashing
 from services.uploads.files_domain import Files
 from services.uploads.finalizing_domain import Finalizer
+from services.uploads.imports_domain import Imports
 from services.uploads.limits_domain import FILE, read_limits
 from services.uploads.links import Links
 from services.uploads.outbox_domain import Outbox, relaying
 from services.uploads.outbox_store import OutboxStore, add
 from services.uploads.servicer import UploadServicer
+from services.uploads.spools import Spools
 from services.uploads.streamed_domain import Streamed
 from services.uploads.sweeps_domain import Sweeps
 from services.uploads.uploads_domain import Uploads
@@ -61,6 +64,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         activities = Activities(store, uploads, digests, streamed, finalizer, parsing, links, outbox)
         sweeps = Sweeps(store, blobs, digests, now=utc_now)
         await stack.enter_async_context(sweeping(sweeps.round, config.sweep_interval))
-        servicer = UploadServicer(limits, uploads, streamed, finalizer, files, activities)
+        imports = Imports(activities, Spools(config.home / "spool"), limits.archives, monotonic=time.monotonic)
+        servicer = UploadServicer(limits, uploads, streamed, finalizer, files, imports)
         uploads_pb2_grpc.add_UploadServiceServicer_to_server(servicer, server)
         yield

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime
 from email.utils import format_datetime
+from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from services.uploads.activities_domain import Added
 from services.uploads.chunk_messages import ContentMessage
 from services.uploads.files_domain import Erased, Reading, Wanted
 from services.uploads.finalizing_domain import Receipt
+from services.uploads.imports_domain import Imported, ImportReceipt
 from services.uploads.limits_domain import UploadLimits
 from services.uploads.streamed_domain import SentChunk
 from services.uploads.uploads_domain import Asked, Progress, Room, Status, Upload
@@ -87,15 +89,41 @@ async def form_from_pb(
         yield one.form.data
 
 
-def activity_document(added: Added) -> HttpBody:
-    """What became of a recording, as a JSON document."""
-    document = {
+def activity_document(outcome: Added | Imported) -> HttpBody:
+    """What became of a recording, or of an archive of them, as a JSON document."""
+    document = _added_document(outcome) if isinstance(outcome, Added) else _imported_document(outcome)
+    return HttpBody(content_type="application/json", data=orjson.dumps(document))
+
+
+def _added_document(added: Added) -> dict[str, Any]:
+    return {
         "activity_id": str(added.upload.id),
         "status": "created" if added.created else "duplicate",
         "file_url": added.file_url,
         "activity": added.data,
     }
-    return HttpBody(content_type="application/json", data=orjson.dumps(document))
+
+
+def _imported_document(imported: Imported) -> dict[str, Any]:
+    return {
+        "results": [_receipt_document(one) for one in imported.receipts],
+        "created": imported.created,
+        "duplicates": imported.count("duplicate"),
+        "failed": imported.count("error"),
+        "skipped": imported.count("skipped"),
+        "ignored": imported.ignored,
+        "complete": imported.complete,
+    }
+
+
+def _receipt_document(receipt: ImportReceipt) -> dict[str, Any]:
+    document: dict[str, Any] = {"filename": receipt.filename, "status": receipt.status}
+    if receipt.added is not None:
+        document["activity_id"] = str(receipt.added.upload.id)
+        document["file_url"] = receipt.added.file_url
+    if receipt.failure is not None:
+        document["error"] = receipt.failure.message.removeprefix("file: ")
+    return document
 
 
 def offset_of(header: str, first: ContentMessage) -> float:

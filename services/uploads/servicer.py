@@ -15,11 +15,11 @@ from runtime.clock import to_timestamp
 from runtime.interceptors import decoded_by, taken_in_turn
 from runtime.paging import decode_token, next_token, page_size
 from services.uploads import convert
-from services.uploads.activities_domain import Activities, own_id
+from services.uploads.activities_domain import own_id
 from services.uploads.chunk_messages import ChunkMessage, ContentMessage, read_chunk, read_content
 from services.uploads.files_domain import Files, Reading, check_not_empty
 from services.uploads.finalizing_domain import Finalizer
-from services.uploads.forms import recording_of
+from services.uploads.imports_domain import Imports
 from services.uploads.limits_domain import UploadLimits
 from services.uploads.streamed_domain import Streamed
 from services.uploads.uploads_domain import Uploads
@@ -40,14 +40,14 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         streamed: Streamed,
         finalizer: Finalizer,
         files: Files,
-        activities: Activities,
+        imports: Imports,
     ) -> None:
         self._limits = limits
         self._uploads = uploads
         self._streamed = streamed
         self._finalizer = finalizer
         self._files = files
-        self._activities = activities
+        self._imports = imports
 
     async def GetUploadLimits(self, request: pb.GetUploadLimitsRequest, context: Context) -> pb.GetUploadLimitsResponse:
         return convert.limits_response(self._limits, await self._uploads.room(principal()))
@@ -131,9 +131,10 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         first = await anext(requests, pb.AddActivityRequest())
         own_id(principal(), first.user_id)
         form = convert.form_from_pb(first, requests)
-        added = await self._activities.add(principal(), await recording_of(first.form.content_type, form))
-        answer_status(201 if added.created else 200)
-        return convert.activity_document(added)
+        async with self._imports.handed_over(principal(), first.form.content_type, form) as handed:
+            outcome = await self._imports.add(principal(), handed)
+        answer_status(201 if outcome.created else 200)
+        return convert.activity_document(outcome)
 
     async def EraseUserFiles(self, request: pb.EraseUserFilesRequest, context: Context) -> pb.EraseUserFilesResponse:
         return convert.erased_response(await self._files.erase(request.user_id))

@@ -31,6 +31,10 @@ _SAME: Final = f"""
     WHERE user_id = %b AND file_hash = %b AND total_size = %b AND mime_type = %b
         AND (status = 'completed' OR (status IN ('active', 'assembling') AND filename = %b AND expire_time > %b))
     ORDER BY status = 'completed' DESC, create_time LIMIT 1"""  # noqa: S608  # of constants
+_ACTIVITY: Final = f"""
+    SELECT {_UPLOAD} FROM uploads.uploads
+    WHERE user_id = %b AND file_hash = %b AND total_size = %b AND status = 'completed' AND activity IS NOT NULL
+    ORDER BY create_time LIMIT 1"""  # noqa: S608  # of constants
 _USED: Final = """
     SELECT coalesce(sum(total_size), 0)::int8 AS bytes FROM uploads.uploads
     WHERE user_id = %b AND (status IN ('assembling', 'completed') OR (status = 'active' AND expire_time > %b))"""
@@ -179,6 +183,11 @@ class UploadStore:
         """An upload, whoever owns it."""
         async with self._database.statements() as statements:
             return await _one(statements.connection, _FIND, [id])
+
+    async def activity(self, user_id: UUID, file_hash: bytes, size: int) -> Upload | None:
+        """The user's file of this hash and size, if it was handed over as an activity."""
+        async with self._database.statements() as statements:
+            return await _one(statements.connection, _ACTIVITY, [user_id, file_hash, size])
 
     @asynccontextmanager
     async def hold(self, id: UUID) -> AsyncIterator[HeldUpload]:

@@ -22,6 +22,7 @@ import pytest
 
 from deploy.parts import ROOT
 from deploy.sockets import free_port
+from runtime.config import SERVICES
 from tests.polling import until
 
 PATIENCE = 60.0
@@ -128,7 +129,7 @@ async def test_metrics_are_where_the_terminal_says(home: Path) -> None:
     async with launched(home) as terminal, httpx.AsyncClient() as http:
         await terminal.read_until("Ctrl-C stops everything")
         places = dict(re.findall(r"(?m)^ +(\S+) +pid .* metrics (\S+:\d+)", terminal.printed))
-        assert places.keys() == {"auth", "sessions", "uploads", "health", "websocket"}
+        assert places.keys() == set(SERVICES)
         for place in places.values():
             assert (await http.get(f"http://{place}/readyz")).status_code == 200
             assert "rpc_server_active_requests" in (await http.get(f"http://{place}/metrics")).text

@@ -39,6 +39,7 @@ from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
 from deploy.envoy.edge import MAX_REQUEST_BYTES, bootstrap
 from deploy.envoy.routes import UNARY_TIMEOUT
 from deploy.sockets import free_ports
+from runtime.config import SERVICES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -175,8 +176,8 @@ class Edge:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port, *ports = free_ports(6)
-        self.ports = dict(zip(("auth", "sessions", "uploads", "health", "websocket"), ports, strict=True))
+        self.port, *ports = free_ports(1 + len(SERVICES))
+        self.ports = dict(zip(SERVICES, ports, strict=True))
         self.exercises = Exercises()
         self.sync = Sync()
         self.url = f"http://127.0.0.1:{self.port}"

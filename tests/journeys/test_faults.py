@@ -191,7 +191,7 @@ async def test_two_replicas_share_one_address_and_cover_for_each_other(database_
     config = config_for(directory / "home", database_url=database_url, share_address=True)
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(envoy_for(config, directory / "edge"))
-        for name in ("auth", "uploads", "health", "websocket"):
+        for name in set(SERVICES) - {"sessions"}:
             await stack.enter_async_context(running(service_part(name, config, directory)))
         replicas = [
             await stack.enter_async_context(running(service_part("sessions", config, directory))) for _ in range(2)

@@ -39,7 +39,7 @@ from tests.factories import Phone
 from tests.sending import CHUNK, Sending, files_below, sha256, some_file, until
 
 SESSIONS = ("sessions",)
-OTHERS = ("auth", "health", "websocket")
+OTHERS = ("auth", "health", "garmin", "websocket")
 
 
 @dataclass(frozen=True, kw_only=True)

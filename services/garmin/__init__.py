@@ -1,0 +1,1 @@
+"""A connector: an account at Garmin, polled into records and files."""
