@@ -6,10 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from runtime.contract import Policy
+
+if TYPE_CHECKING:
+    from runtime.errors import Reason
+    from runtime.outcomes import Device, Tally
 
 Role = Literal["user", "admin", "service"]
 
@@ -59,6 +63,8 @@ class Watch:
     """Ends the stream though its caller does not take what was written; what was not taken is lost."""
     draining: asyncio.Event
     """Set when this process is about to stop."""
+    synced: Callable[[Device, Tally, float, Reason | None], None]
+    """Notes that a sync on the stream has ended, after so many seconds and for this reason, if it was refused."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,6 +87,8 @@ class Call:
     """What the answer's headers carry beside the answer, such as the rate limit."""
     watch: Watch | None = None
     """For rpcs that are streams on both sides."""
+    tally: Tally | None = None
+    """What the call carries, if it is a sync and says so."""
 
 
 current: ContextVar[Call] = ContextVar("call")

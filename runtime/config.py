@@ -130,6 +130,8 @@ class Config(BaseSettings):
     domains: Path | None = None
     """A directory of schema files, each one a domain beside the built-in ones; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    report_outcomes: Literal["on", "off"] = "on"
+    """Whether services tell the health service how syncs and uploads end; off, it has no figures of them."""
 
     sso: Mapping[str, SsoProvider] = Field(default_factory=dict)
     """OpenID providers to sign in by, by their names in lower case."""
@@ -203,6 +205,11 @@ class Config(BaseSettings):
     def limits_on(self) -> bool:
         """Whether rate limits are enforced."""
         return self.rate_limits == "on"
+
+    @property
+    def reports_outcomes(self) -> bool:
+        """Whether outcomes are reported to the health service."""
+        return self.report_outcomes == "on"
 
     @property
     def links(self) -> str:

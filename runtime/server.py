@@ -29,6 +29,7 @@ from runtime.keys import mesh_secret
 from runtime.limits import RateLimiter
 from runtime.mesh import STREAM_OPTIONS, AuthClient, channel, watch_revocations
 from runtime.migrations import migrate
+from runtime.reporting import reporting
 from runtime.telemetry import log_to_stderr, logger, serve_metrics
 
 # The edge refuses bodies over 8 MiB with 413 before a message of this size is reached.
@@ -77,8 +78,15 @@ async def serving(
         if limiter is not None:
             stack.push_async_callback(limiter.close)
         draining = asyncio.Event()
+        # Ends behind the calls in flight, so that they are reported, too.
+        outcomes = await stack.enter_async_context(reporting(config, "+".join(services)))
         contract_interceptor = ContractInterceptor(
-            policies, verifier=verifier, limiter=limiter, call_timeout=config.call_timeout, draining=draining
+            policies,
+            verifier=verifier,
+            limiter=limiter,
+            call_timeout=config.call_timeout,
+            draining=draining,
+            outcomes=outcomes,
         )
         server = grpc.aio.server(
             interceptors=[contract_interceptor],
