@@ -23,7 +23,7 @@ INTERVAL: Final = 1.0
 LONGEST_PAUSE: Final = 10.0
 BATCH: Final = 5000
 # Seconds for what is left when the process stops.
-LAST_WORD: Final = 2.0
+LAST_WORD: Final = 1.0
 
 _chance: Final = random.Random()  # noqa: S311  # spreads load, guards nothing
 
@@ -56,26 +56,22 @@ class Reporter:
             try:
                 await self._report(self._batch)
             except Exception as error:  # whatever it was: who stops reporting is never heard again
-                if not self._failed(self._batch, error):
-                    return False
-            else:
-                OUTCOMES_REPORTED.inc(len(self._batch.rows))
-                self._outcomes.settle()
-                self._failing = False
-            self._batch = None
+                self._failed(self._batch, error)
+                return False
+            OUTCOMES_REPORTED.inc(len(self._batch.rows))
+            self._outcomes.settle()
+            self._batch, self._failing = None, False
         return True
 
-    def _failed(self, batch: Batch, error: Exception) -> bool:
-        """Whether there is no use in trying again."""
+    def _failed(self, batch: Batch, error: Exception) -> None:
         OUTCOME_ERRORS.inc()
         if not isinstance(error, grpc.aio.AioRpcError) or error.code() is grpc.StatusCode.INVALID_ARGUMENT:
             logger().error("outcomes can never be reported and are dropped", count=len(batch.rows), error=repr(error))
             self._outcomes.drop(batch)
-            return True
-        if not self._failing:
+            self._batch = None
+        elif not self._failing:
             logger().warning("outcomes cannot be reported yet", error=repr(error))
-        self._failing = True
-        return False
+            self._failing = True
 
 
 @asynccontextmanager
