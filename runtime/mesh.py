@@ -55,6 +55,8 @@ DIGESTS_AT_ONCE: Final = 1000
 # Of outcomes, made into messages before others have their turn.
 OUTCOMES_AT_ONCE: Final = 250
 MAX_COUNT: Final = 2**32 - 1
+# Milliseconds: a clock that is more than 31 years off says no more by its distance.
+FAR: Final = 1e12 - 1
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -321,16 +323,29 @@ class UploadsClient:
 class HealthClient:
     """What other services tell the health service."""
 
-    def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens, *, reporter: UUID) -> None:
-        """`reporter` is this process, since its start."""
+    def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
         self._stub = health_pb2_grpc.HealthServiceStub(opened)
         self._tokens = tokens
-        self._reporter = str(reporter)
 
-    async def report(self, batch: Batch) -> None:
-        """Reports a batch of outcomes, which is counted once. Raises grpc.aio.AioRpcError when health is away."""
+    async def erase_user(self, user_id: UUID) -> dict[str, Any]:
+        """Forgets all devices of a user; returns how many were forgotten in all, this time and before.
+
+        Raises grpc.aio.AioRpcError when it is away.
+        """
+        response = await self._stub.EraseUserDevices(
+            health_pb2.EraseUserDevicesRequest(user_id=str(user_id)),
+            timeout=ERASE_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
+        return {"devices": response.total_devices}
+
+    async def report(self, reporter: UUID, batch: Batch) -> None:
+        """Reports a batch of outcomes, which is counted once. `reporter` is this process, since its start.
+
+        Raises grpc.aio.AioRpcError when it is away.
+        """
         request = health_pb2.ReportOutcomesRequest(
-            reporter=self._reporter, number=batch.number, dropped=min(batch.dropped, MAX_COUNT)
+            reporter=str(reporter), number=batch.number, dropped=min(batch.dropped, MAX_COUNT)
         )
         for place, (key, row) in enumerate(batch.rows.items()):
             if place % OUTCOMES_AT_ONCE == OUTCOMES_AT_ONCE - 1:
@@ -344,7 +359,7 @@ class HealthClient:
 
 
 def _add_outcome(request: health_pb2.ReportOutcomesRequest, key: Key, row: Row) -> None:
-    device = row.device
+    device, skew = row.device, row.device.clock_skew_ms
     added = request.outcomes.add(
         tenant_id=key.tenant_id,
         user_id=str(key.user_id),
@@ -363,7 +378,7 @@ def _add_outcome(request: health_pb2.ReportOutcomesRequest, key: Key, row: Row) 
         network_type=device.network_type,
         app_version=device.app_version,
         os_version=device.os_version,
-        clock_skew_ms=device.clock_skew_ms,
+        clock_skew_ms=None if skew is None else max(-FAR, min(FAR, skew)),
     )
     added.time.FromMicroseconds(round(row.time * 1e6))
 

@@ -148,7 +148,7 @@ class Outcomes:
             row.items += items
             row.conflicts += conflicts
             row.rejected += rejected
-            row.duration_ms += seconds * 1000
+            row.duration_ms += max(0.0, seconds) * 1000  # a clock may be set back meanwhile
 
     def uploaded(self, whose: Whose, size: int) -> None:
         """An upload has become a file of `size` bytes."""

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -32,7 +33,7 @@ class Reporter:
     """Brings outcomes to the health service, one batch after the other."""
 
     def __init__(self, outcomes: Outcomes, report: Callable[[Batch], Awaitable[None]]) -> None:
-        """`report`: HealthClient.report."""
+        """`report`: HealthClient.report of this process."""
         self._outcomes = outcomes
         self._report = report
         self._batch: Batch | None = None
@@ -86,8 +87,8 @@ async def reporting(config: Config, name: str) -> AsyncIterator[Outcomes]:
     outcomes = Outcomes()
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(channel(config.health_address))
-        client = HealthClient(opened, ServiceTokens(mesh_secret(config.keys), name), reporter=uuid4())
-        reporter = Reporter(outcomes, client.report)
+        client = HealthClient(opened, ServiceTokens(mesh_secret(config.keys), name))
+        reporter = Reporter(outcomes, partial(client.report, uuid4()))
         task = asyncio.create_task(reporter.run(), name="report outcomes")
         try:
             yield outcomes

@@ -6,10 +6,11 @@ import asyncio
 import random
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -54,8 +55,8 @@ def rows(outcomes: Outcomes) -> Batch:
 @asynccontextmanager
 async def reporter_to(address: str, outcomes: Outcomes) -> AsyncIterator[Reporter]:
     async with channel(address) as opened:
-        client = HealthClient(opened, ServiceTokens(SECRET, "tests"), reporter=uuid4())
-        yield Reporter(outcomes, client.report)
+        client = HealthClient(opened, ServiceTokens(SECRET, "tests"))
+        yield Reporter(outcomes, partial(client.report, uuid4()))
 
 
 @pytest.fixture
@@ -65,11 +66,10 @@ async def health() -> AsyncIterator[Recorder]:
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses are short."""
     monkeypatch.setattr(reporting, "INTERVAL", 0.02)
     monkeypatch.setattr(reporting, "LONGEST_PAUSE", 0.1)
-    yield
 
 
 class TestNoting:
