@@ -407,5 +407,10 @@ class Stream:
 
 def device_of(hello: Hello) -> Device:
     """The phone that says hello."""
-    words = (hello.platform, hello.network_type, hello.app_version, hello.os_version)
-    return Device(hello.device_id, *map(word, words))
+    return Device(
+        hello.device_id,
+        word(hello.platform),
+        word(hello.network_type),
+        word(hello.app_version),
+        word(hello.os_version),
+    )
