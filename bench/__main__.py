@@ -58,9 +58,9 @@ machine's cores with everything they measure.
 - Growth: the same calls, one after the other, on the same stack before and after other users' records were added, each
   time by a new user with {growth.HISTORY:,} records, after VACUUM, ANALYZE and CHECKPOINT. Medians of {growth.PUSHES}
   pushes and {growth.PULLS} pulls.
-- Health: the floor of pushing is the same on a second stack beside the first, whose services do not report outcomes. The
-  figures are those of {health.DEVICES:,} devices that synced within {health.HOURS} hours, in {len(health.DOMAINS)} domains
-  each minute; the floor adds up the same rows on one psycopg connection. One caller asks, one call after the other.
+- Health: the floor of pushing is a sessions process of its own in the same stack, which reports nothing. The figures
+  are those of {health.DEVICES:,} devices that synced within {health.HOURS} hours, in {len(health.DOMAINS)} domains each
+  minute; the floor adds up the same rows on one psycopg connection. One caller asks, one call after the other.
 - Memory is the sum over every process of the stack as PSS, where a page that n processes share counts 1/n in each: so
   PostgreSQL's shared buffers and the libraries count once. RSS counts them in every process."""
 
@@ -100,7 +100,7 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                 "batches": lambda exit: batched.pairs(running, directory, exit, workers=workers),
                 "sync": lambda exit: sync.pairs(running, exit),
                 "files": lambda exit: files.pairs(running, home, exit, finalized),
-                "health": lambda exit: health.pairs(running, directory, exit, asked, workers=workers),
+                "health": lambda exit: health.pairs(running, home, exit, asked),
             }
             for group, make in makers.items():
                 if group in groups:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -14,9 +16,13 @@ from satchel.health.v1 import health_pb2, health_pb2_grpc
 
 from bench.report import Line
 from bench.rounds import Measure, Pair, rate
-from bench.stack import Stack, stack
+from bench.servers import LOOPBACK
+from bench.stack import Stack
 from bench.sync import SELECT, pushes
 from bench.wire import channels, metadata, sign_up
+from deploy.parts import Part, running
+from deploy.redis import redis_part
+from deploy.sockets import free_port
 
 DEVICES: Final = 10_000
 HOURS: Final = 24
@@ -57,21 +63,17 @@ _SELECT: Final = """
         AS active"""
 
 
-async def pairs(
-    running: Stack, directory: Path, exit: AsyncExitStack, took: list[float], *, workers: int
-) -> list[Pair]:
+async def pairs(stack: Stack, home: Path, exit: AsyncExitStack, took: list[float]) -> list[Pair]:
     """Adds to `took` how long each GetSyncHealth took, in seconds."""
-    quiet = await exit.enter_async_context(
-        stack(directory / "quiet" / "home", workers=workers, settings=dict([QUIET.split("=")]))
-    )
-    caller, *others = [(await sign_up(one.addresses["envoy"], 1))[0] for one in (running, running, quiet)]
+    quiet = await exit.enter_async_context(_quiet(stack, home))
+    caller, *pushers = await sign_up(stack.addresses["envoy"], 3)
     sending = [
-        pushes((await exit.enter_async_context(channels(one.addresses["sessions"], 1)))[0], token)
-        for one, token in zip((running, quiet), others, strict=True)
+        pushes((await exit.enter_async_context(channels(address, 1)))[0], token)
+        for address, token in zip((stack.addresses["sessions"], quiet), pushers, strict=True)
     ]
-    (channel,) = await exit.enter_async_context(channels(running.addresses["health"], 1))
+    (channel,) = await exit.enter_async_context(channels(stack.addresses["health"], 1))
     connection = await exit.enter_async_context(
-        await psycopg.AsyncConnection.connect(running.database_url, autocommit=True)
+        await psycopg.AsyncConnection.connect(stack.database_url, autocommit=True)
     )
     await _fill(connection)
     return [
@@ -102,6 +104,30 @@ def figures(took: Sequence[float]) -> Line:
         target=f"at most {MOST_MS:g} ms",
         met=middle <= MOST_MS,
     )
+
+
+@asynccontextmanager
+async def _quiet(stack: Stack, home: Path) -> AsyncIterator[str]:
+    """The address of a sessions process of the stack that reports nothing."""
+    address = f"{LOOPBACK}:{free_port()}"
+    redis = redis_part(home / "run")
+    part = Part(
+        name="quiet",
+        command=[sys.executable, "-m", "services.sessions"],
+        log=home.with_name("quiet.log"),
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("SATCHEL_")},
+            "SATCHEL_HOME": str(home),
+            "SATCHEL_DATABASE_URL": stack.database_url,
+            "SATCHEL_REDIS_URL": redis.url if redis else "",
+            "SATCHEL_RATE_LIMITS": "off",
+            "SATCHEL_AUTH_ADDRESS": stack.addresses["auth"],
+            "SATCHEL_SESSIONS_ADDRESS": address,
+            "SATCHEL_REPORT_OUTCOMES": "off",
+        },
+    )
+    async with running(part):
+        yield address
 
 
 async def _fill(connection: psycopg.AsyncConnection[Any]) -> None:
