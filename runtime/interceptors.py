@@ -28,6 +28,7 @@ from runtime.errors import Failure, Reason, rest_body, rpc_status
 from runtime.idempotency import idempotency_key_of
 from runtime.identity import Verifier, authorize, check_delegation
 from runtime.limits import RateLimiter, spent
+from runtime.outcomes import Device, Outcomes, Tally, device_of
 from runtime.single_user import SingleUser
 from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, logger
 
@@ -54,11 +55,13 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         limiter: RateLimiter | None,
         call_timeout: float,
         draining: asyncio.Event,
+        outcomes: Outcomes,
         single_user: SingleUser | None = None,
     ) -> None:
         """`limiter` None: rate limits are off. `call_timeout` bounds unary calls, in seconds.
 
-        `draining` is set when streams should say goodbye. `single_user` None: each call needs a token.
+        `draining` is set when streams should say goodbye. `outcomes` is told of every sync. `single_user` None: each
+        call needs a token.
         """
         self._policies = policies
         self._verifier = verifier
@@ -66,6 +69,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         self._call_timeout = call_timeout
         self._draining = draining
         self._single_user = single_user
+        self._outcomes = outcomes
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -127,8 +131,18 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
             if self._limiter is not None and not _is_service(call):
                 await self._limiter.admit(replace(call, policy=self._policies[method], headers=()), None)
 
+        def synced(device: Device, tally: Tally, seconds: float, reason: Reason | None) -> None:
+            if call.principal is not None:
+                self._outcomes.synced(call.principal, device, tally, seconds=seconds, reason=reason)
+
         policy = call.policy
-        return Watch(recheck=recheck, count=count, cut=cut, draining=self._draining)
+        return Watch(recheck=recheck, count=count, cut=cut, draining=self._draining, synced=synced)
+
+    def synced(self, call: Call, tally: Tally, *, seconds: float, reason: Reason | None) -> None:
+        """Notes that a call which is a sync has ended; `tally` is what it carries unless it has said otherwise."""
+        if call.principal is not None:
+            device = device_of(call.metadata, seconds)
+            self._outcomes.synced(call.principal, device, call.tally or tally, seconds=seconds, reason=reason)
 
     @property
     def call_timeout(self) -> float:
@@ -146,6 +160,7 @@ class _Guard:
         self._decode = getattr(handler.stream_unary, "decode", decode) or bytes
         self.turns = _Turns(at_once) if at_once else None
         self._handler = handler
+        self._sync: Tally | None = getattr(handler.unary_unary, "sync", None)
         self._answer = _generator(handler.unary_stream or handler.stream_stream)
         service, method = policy.service, policy.method.rpartition("/")[2]
         self._seconds = RPC_SECONDS.labels(service, method)
@@ -195,6 +210,7 @@ class _Guard:
             try:
                 request = self._read(data)
                 await self._contract.admit(call, request)
+                call.watch = self._contract.watch(call, lambda: None)
                 async with aclosing(self._answer(request, context)) as responses:
                     async for response in responses:
                         # Not before: a call that is refused by its handler must not have begun to succeed.
@@ -246,6 +262,9 @@ class _Guard:
         self._active.dec()
         self._seconds.observe(seconds)
         self._answers[outcome.code].inc()
+        if self._sync is not None:
+            reason = Reason[outcome.reason] if outcome.reason else None
+            self._contract.synced(call, self._sync, seconds=seconds, reason=reason)
         # Probes and the services' talk among themselves are many and say nothing while they go well.
         routine = self._policy.service.startswith("grpc.") or (_is_service(call) and outcome.reason is None)
         log_rpc(
@@ -285,6 +304,9 @@ class _Guard:
             logger().error("a handler failed", method=self._policy.method, request_id=call.request_id, exc_info=error)
         elif failure is not error:
             logger().warning("a call failed", request_id=call.request_id, error=repr(error))
+        if begun and call.rest and self._policy.events:
+            # What came was whole, and whoever asks again is told why there is no more.
+            await context.abort(failure.reason.row.code, failure.message)
         if begun and call.rest:
             logger().error("an answer broke off", method=self._policy.method, request_id=call.request_id)
             await context.abort(failure.reason.row.code, failure.message, trailing_metadata=TOO_MANY_TRAILERS)

@@ -29,6 +29,7 @@ from runtime.keys import mesh_secret
 from runtime.limits import RateLimiter
 from runtime.mesh import STREAM_OPTIONS, Acting, AuthClient, channel, watch_revocations
 from runtime.migrations import migrate
+from runtime.reporting import reporting
 from runtime.single_user import single_user
 from runtime.telemetry import log_to_stderr, logger, serve_metrics
 
@@ -82,6 +83,8 @@ async def serving(
         anybody = single_user(config, auth.find_user, Acting(auth_channel, tokens), verifier)
         if anybody is not None:
             logger().warning("calls without a token act as one user", email=config.single_user)
+        # Ends behind the calls in flight, so that they are reported, too.
+        outcomes = await stack.enter_async_context(reporting(config, "+".join(services)))
         contract_interceptor = ContractInterceptor(
             policies,
             verifier=verifier,
@@ -89,6 +92,7 @@ async def serving(
             call_timeout=config.call_timeout,
             draining=draining,
             single_user=anybody,
+            outcomes=outcomes,
         )
         server = grpc.aio.server(
             interceptors=[contract_interceptor],

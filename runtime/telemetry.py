@@ -46,6 +46,9 @@ OUTBOX_ERRORS: Final = Counter("outbox_errors", "Attempts to hand records to the
 WEBSOCKETS: Final = Gauge("websocket_connections", "Phones that are connected by WebSocket.")
 WEBSOCKET_ENDS: Final = Counter("websocket_ends", "Ended WebSocket connections by close code.", ["code"])
 REVOCATION_ERRORS: Final = Counter("revocation_refresh_errors", "Failed attempts to learn which sign-ins were ended.")
+OUTCOMES_REPORTED: Final = Counter("outcomes_reported", "Rows of outcomes that the health service has taken.")
+OUTCOMES_DROPPED: Final = Counter("outcomes_dropped", "Outcomes that were not reported for want of room.")
+OUTCOME_ERRORS: Final = Counter("outcome_report_errors", "Attempts to report outcomes that failed.")
 
 
 def log_to_stderr(service: str, level: str) -> None:
