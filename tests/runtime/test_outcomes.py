@@ -152,11 +152,11 @@ class TestNoting:
         outcomes, somebody, tally = Outcomes(), Somebody(uuid4()), Tally("journal", 100)
         took = []
         for _ in range(20):
-            started = time.perf_counter()
+            started = time.thread_time()
             for _ in range(1000):
                 outcomes.synced(somebody, PHONE, tally, seconds=0.1)
-            took.append(time.perf_counter() - started)
-        assert min(took) * 1000 < 20  # microseconds for one; about 1.5 where nothing else runs
+            took.append(time.thread_time() - started)
+        assert min(took) * 1000 < 20  # microseconds for one
 
 
 class TestDevice:
