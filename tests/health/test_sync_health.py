@@ -287,7 +287,8 @@ async def _a_day_of(database_url: str, devices: int) -> None:
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         await connection.execute(
             "INSERT INTO health.minutes"
-            " SELECT 1, date_trunc('minute', now()) - make_interval(mins => m), 'domain-' || d, 7, 1, 7, 0, 0, 700, 0, 0, 0 FROM generate_series(1, 1439) AS m, generate_series(1, 10) AS d"
+            " SELECT 1, date_trunc('minute', now()) - make_interval(mins => m), 'domain-' || d,"
+            " 7, 1, 7, 0, 0, 700, 0, 0, 0 FROM generate_series(1, 1439) AS m, generate_series(1, 10) AS d"
         )
         await connection.execute(
             "INSERT INTO health.devices SELECT gen_random_uuid(), 'device-' || n, 1, 100, 1, 100, 2, 0, 1000, 0, 0, 0,"

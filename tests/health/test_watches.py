@@ -122,8 +122,8 @@ class TestEvents:
     async def test_a_sixth_stream_of_one_user_is_refused_and_an_ended_one_makes_room(self, edge: Edge) -> None:
         admin = await edge.administrator(tenant_id=new_tenant())
         async with AsyncExitStack() as stack:
-            for _ in range(PER_USER - 1):
-                await (await stack.enter_async_context(watching(admin))).next()
+            streams = [await stack.enter_async_context(watching(admin)) for _ in range(PER_USER - 1)]
+            await asyncio.gather(*(events.next() for events in streams))
             async with watching(admin) as events:
                 await events.next()
                 answer = await admin.call("GET", PATH)
@@ -198,15 +198,10 @@ class TestReplicas:
     ) -> None:
         edge = await own_edge(redis_url=redis_url if with_redis else "")
         admin = await edge.administrator()
-        other = config_for(
-            tmp_path / "other",
-            **{
-                **{f"{name}_address": edge.mesh.address(name) for name in ("auth", "sessions", "uploads")},
-                "home": edge.mesh.config.home,
-                "database_url": edge.mesh.config.database_url,
-                "redis_url": edge.mesh.config.redis_url,
-            },
-        )
+        shared = {f"{name}_address": edge.mesh.address(name) for name in ("auth", "sessions", "uploads")}
+        settings = edge.mesh.config
+        urls = {"database_url": settings.database_url, "redis_url": settings.redis_url}
+        other = config_for(settings.home, **shared, **urls)
         async with (
             serving(other, {"health": health}),
             grpc.aio.insecure_channel(other.health_address) as channel,
@@ -297,6 +292,23 @@ class TestTogether:
         with pytest.raises(Failure) as caught:
             await anext(watches(Store()).watch(CALLER, 7, 1, stopping))
         assert caught.value.reason is Reason.UNAVAILABLE
+
+    async def test_who_takes_long_with_one_snapshot_gets_the_newest_next(self) -> None:
+        """Nothing is kept for a slow reader but that there is something newer."""
+        store = Store()
+        watched = watches(store, interval=0.02)
+        async with (
+            aclosing(watched.watch(CALLER, 7, 1, watch())) as slow,
+            aclosing(watched.watch(CALLER, 7, 1, watch())) as quick,
+            asyncio.timeout(20),
+        ):
+            await anext(slow)
+            await anext(quick)
+            for number in range(1, 6):
+                store.syncs = number
+                watched.reported([7])
+                assert (await anext(quick)).report.metrics.total_syncs == number
+            assert (await anext(slow)).report.metrics.total_syncs == 5
 
     async def test_a_watcher_hears_though_nothing_happens(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("services.health.watches_domain.LONGEST_SILENCE", 0.6)
