@@ -64,6 +64,8 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         self._call_timeout = call_timeout
         self._draining = draining
         self._wrapped: dict[str, Handler] = {}
+        self.half_answered = 0
+        """Streamed answers to JSON callers that have begun and are not whole."""
 
     async def intercept_service(
         self,
@@ -121,6 +123,16 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
 
         policy = call.policy
         return Watch(recheck=recheck, count=count, cut=cut, draining=self._draining)
+
+    def answering(self, call: Call, context: ServicerContext[Any, Any]) -> None:
+        """A streamed answer has begun; until its end is sent it counts as half, where a JSON caller reads it."""
+
+        def done(_: object) -> None:
+            self.half_answered -= 1
+
+        if call.rest:
+            self.half_answered += 1
+            context.add_done_callback(done)
 
     @property
     def call_timeout(self) -> float:
@@ -193,6 +205,7 @@ class _Guard:
                         if not begun:
                             await _send_headers(call, context)
                             begun = True
+                            self._contract.answering(call, context)
                         yield response
                 if not begun:
                     await _send_headers(call, context)

@@ -6,6 +6,7 @@ import ipaddress
 from typing import Any, Final
 
 from runtime.breaking import MAX_TRAILERS
+from runtime.readiness import ALIVE
 
 Config = dict[str, Any]
 
@@ -20,7 +21,8 @@ def cluster(name: str, host: str, port: int) -> Config:
     """The cluster of the service `name`, whose replicas all answer at one address, or at all addresses of a name."""
     return {
         **_cluster(name, host, port),
-        "health_checks": [{**_HEALTH_CHECK, "grpc_health_check": {}}],
+        # Not whether it reaches the database: what it answers then is better than what the edge could say.
+        "health_checks": [{**_HEALTH_CHECK, "grpc_health_check": {"service_name": ALIVE}}],
         "circuit_breakers": _bounds(MAX_CONNECTIONS, MAX_CONNECTIONS * MAX_STREAMS_PER_CONNECTION),
         **_protocol(
             # Connections end after a while, so that a replica that was restarted gets its share again.
