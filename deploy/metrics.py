@@ -29,7 +29,8 @@ class Told:
 
 @dataclass
 class _Family:
-    comments: list[str] = field(default_factory=list)
+    # HELP and TYPE, as the first page has them: each may stand there once.
+    comments: dict[str, str] = field(default_factory=dict)
     samples: list[str] = field(default_factory=list)
 
 
@@ -39,12 +40,11 @@ def merged(told: Iterable[Told]) -> str:
     By lines rather than through a parser: the pages come from libraries that write them well, and there are thousands.
     """
     families: dict[str, _Family] = {
-        "up": _Family(["# HELP up 1 while the part runs and tells of itself.", "# TYPE up gauge"])
+        "up": _Family({"HELP": "# HELP up 1 while the part runs and tells of itself.", "TYPE": "# TYPE up gauge"})
     }
     for one in told:
         labels = f'service="{one.service}",instance="{one.instance}"'
         families["up"].samples.append(f"up{{{labels}}} {int(one.up)}")
-        described: set[str] = set()
         name = ""
         for line in one.page.splitlines():
             if line.startswith("#"):
@@ -52,15 +52,11 @@ def merged(told: Iterable[Told]) -> str:
                 if len(words) < 3 or words[1] not in ("HELP", "TYPE"):
                     continue
                 name = words[2]
-                family = families.setdefault(name, _Family())
-                # What the first page says of a metric; each has one HELP and one TYPE.
-                if name in described or not family.samples:
-                    described.add(name)
-                    family.comments.append(line)
+                families.setdefault(name, _Family()).comments.setdefault(words[1], line)
             elif line:
                 families.setdefault(name, _Family()).samples.append(_labelled(line, labels))
-    blocks = ("\n".join([*family.comments, *family.samples]) for family in families.values() if family.samples)
-    return "\n".join(blocks) + "\n"
+    lines = [line for one in families.values() for line in (*one.comments.values(), *one.samples)]
+    return "\n".join([*lines, ""])
 
 
 def _labelled(sample: str, labels: str) -> str:

@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from runtime.contract import Policy
+
+if TYPE_CHECKING:
+    from runtime.tracing import Span
 
 Role = Literal["user", "admin", "service"]
 
@@ -81,6 +84,8 @@ class Call:
     """What the answer's headers carry beside the answer, such as the rate limit."""
     watch: Watch | None = None
     """For rpcs that are streams on both sides."""
+    span: Span | None = None
+    """Its part of a trace, if it is traced."""
 
 
 current: ContextVar[Call] = ContextVar("call")

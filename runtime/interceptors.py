@@ -29,6 +29,7 @@ from runtime.idempotency import idempotency_key_of
 from runtime.identity import Verifier, authorize, check_delegation
 from runtime.limits import RateLimiter, spent
 from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, logger
+from runtime.tracing import begin_span
 
 # What the transcoder of the edge adds to a call that came in as JSON.
 REST_MARK: Final = "x-envoy-original-path"
@@ -309,6 +310,7 @@ class _Measured:
 
     def __enter__(self) -> _Measured:
         self.started = time.perf_counter()
+        self._call.span = begin_span(self._call)
         self._token = current.set(self._call)
         self._guard.start()
         return self
@@ -317,6 +319,8 @@ class _Measured:
         if kind is not None and issubclass(kind, asyncio.CancelledError | GeneratorExit):
             self.code, self.reason = grpc.StatusCode.CANCELLED, Reason.CANCELLED.name
         self._guard.finish(self._call, self)
+        if self._call.span is not None:
+            self._call.span.end(self.code)
         if kind is None or not issubclass(kind, GeneratorExit):
             # A stream that is closed from outside ends in another context, which has nothing to reset.
             current.reset(self._token)

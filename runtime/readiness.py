@@ -1,8 +1,8 @@
 """Owns whether a process can do its work: what it answers to grpc.health.v1 and /readyz, and how it finds out.
 
-A service is SERVING while its process reaches the database. The edge asks for ALIVE instead, which says no more than that
-the process takes calls: it then sends calls on while the database is away, and the service answers each in its caller's
-dialect, with the time to come again.
+A service is SERVING while its process reaches the database. The edge asks for ALIVE instead, which says no more than
+that the process takes calls: it then sends calls on while the database is away, and the service answers each in its
+caller's dialect, with the time to come again.
 """
 
 from __future__ import annotations

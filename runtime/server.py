@@ -33,6 +33,7 @@ from runtime.mesh import STREAM_OPTIONS, AuthClient, channel, watch_revocations
 from runtime.migrations import head, migrate
 from runtime.readiness import Readiness, readiness_of
 from runtime.telemetry import log_to_stderr, logger, serve_metrics
+from runtime.tracing import traced
 
 # The edge refuses bodies over 8 MiB with 413 before a message of this size is reached.
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
@@ -126,7 +127,8 @@ def main(services: Mapping[str, Service]) -> None:
     try:
         config = from_environment()
         log_to_stderr("+".join(services), config.log_level)
-        uvloop.run(_until_signal(config, services))
+        with traced(config.otlp_endpoint, "+".join(services)):
+            uvloop.run(_until_signal(config, services))
     except ConfigError as error:
         print(f"satchel: {error}", file=sys.stderr)
         sys.exit(os.EX_CONFIG)

@@ -48,6 +48,11 @@ def websocket_cluster(name: str, host: str, port: int, *, health_path: str, max_
     }
 
 
+def collector_cluster(name: str, host: str, port: int) -> Config:
+    """The cluster of a collector of traces, which speaks gRPC; without it nothing but the traces is lost."""
+    return {**_cluster(name, host, port), **_protocol({}, {"http2_protocol_options": {}})}
+
+
 def _cluster(name: str, host: str, port: int) -> Config:
     return {
         "name": name,

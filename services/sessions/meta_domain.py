@@ -110,9 +110,7 @@ class AppVersions:
             raise Failure(Reason.NOT_FOUND, "Nothing is known of this platform.")
         return _standing(app, own)
 
-    async def set(
-        self, platform: str, latest: str, minimum: str, store_url: str, *, force: bool = False
-    ) -> AppVersion:
+    async def set(self, platform: str, latest: str, minimum: str, store_url: str, *, force: bool = False) -> AppVersion:
         """What there is from now on. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
         newest, oldest = parse_version("latest_version", latest), parse_version("min_supported_version", minimum)
         if oldest > newest:

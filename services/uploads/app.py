@@ -51,9 +51,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
             database(config.database_url, connections=config.database_connections, name="uploads")
         )
         blobs = MeteredBlobs(await stack.enter_async_context(open_blobs(config.blobs, config.home)))
-        await stack.enter_async_context(
-            readiness_of(server).telling(BLOBS, blobs.mark, interval=BLOBS_INTERVAL)
-        )
+        await stack.enter_async_context(readiness_of(server).telling(BLOBS, blobs.mark, interval=BLOBS_INTERVAL))
         digests = stack.enter_context(hashing(blobs))
         sessions = SessionsClient(
             await stack.enter_async_context(channel(config.sessions_address)), ServiceTokens(secret, "uploads")

@@ -45,9 +45,9 @@ _RELEASE: Final = """
 _PUT_OFF: Final = "UPDATE uploads.outbox SET due_time = %b, attempts = %b WHERE id = %b"
 
 
-_BACKLOG: Final = f"""
+_BACKLOG: Final = """
     SELECT count(*) AS items, min(create_time) AS since
-    FROM (SELECT create_time FROM uploads.outbox ORDER BY id LIMIT {MAX_COUNTED}) AS waiting"""
+    FROM (SELECT create_time FROM uploads.outbox ORDER BY id LIMIT %b) AS waiting"""
 
 
 async def add(
@@ -89,7 +89,7 @@ class OutboxStore:
     async def backlog(self) -> Backlog:
         """What nobody was told yet."""
         async with self._database.statements() as statements:
-            row = await (await statements.connection.execute(_BACKLOG)).fetchone()
+            row = await (await statements.connection.execute(_BACKLOG, [MAX_COUNTED])).fetchone()
         return Backlog.of(row)
 
     async def take(self, now: datetime, claim: timedelta, limit: int) -> Batch | None:
