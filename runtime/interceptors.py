@@ -128,12 +128,12 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
     def answering(self, call: Call, context: ServicerContext[Any, Any]) -> None:
         """A streamed answer has begun; until its end is sent it counts as half, where a JSON caller reads it."""
 
-        def done(_: object) -> None:
+        def done(*_: object) -> None:
             self.half_answered -= 1
 
         if call.rest:
             self.half_answered += 1
-            context.add_done_callback(done)
+            cast(Any, context).add_done_callback(done)
 
     @property
     def call_timeout(self) -> float:

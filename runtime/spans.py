@@ -86,7 +86,14 @@ class Spans:
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier, context=trace.set_span_in_context(span))
         metadata = grpc.aio.Metadata(*(details.metadata or ()), *carrier.items())
-        return CallSpan(span, frozenset(grpc.StatusCode) - {grpc.StatusCode.OK}), details._replace(metadata=metadata)
+        traced = grpc.aio.ClientCallDetails(
+            method=details.method,
+            timeout=details.timeout,
+            metadata=metadata,
+            credentials=details.credentials,
+            wait_for_ready=details.wait_for_ready,
+        )
+        return CallSpan(span, frozenset(grpc.StatusCode) - {grpc.StatusCode.OK}), traced
 
 
 class CallSpan:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
 
+from runtime.config import ConfigError
+
 if TYPE_CHECKING:
     from runtime.call import Call
 
@@ -44,11 +46,19 @@ _process: Final = _Process()
 
 @contextmanager
 def traced(endpoint: str, service: str) -> Iterator[None]:
-    """Traces this process's calls for as long as the block runs; nothing when `endpoint`, a collector's, is empty."""
+    """Traces this process's calls for as long as the block runs; nothing when `endpoint`, a collector's, is empty.
+
+    Raises ConfigError where the libraries are not installed.
+    """
     if not endpoint:
         yield
         return
-    from runtime.spans import Spans
+    try:
+        from runtime.spans import Spans
+    except ImportError as error:
+        raise ConfigError(
+            f"SATCHEL_OTLP_ENDPOINT: traces need what is in requirements/traces.txt ({error.name} is missing)"
+        ) from None
 
     with Spans.exported(endpoint, service) as _process.tracer:
         try:

@@ -36,7 +36,9 @@ class TestMerging:
             [
                 Told(service="auth", instance="auth-1", up=True, page=page),
                 Told(service="auth", instance="auth-2", up=True, page=page),
-                Told(service="envoy", instance="envoy", up=True, page="# TYPE seen counter\nseen{} 2\nseen_more 1 17\n"),
+                Told(
+                    service="envoy", instance="envoy", up=True, page="# TYPE seen counter\nseen{} 2\nseen_more 1 17\n"
+                ),
                 Told(service="redis", instance="redis", up=False),
             ]
         )
@@ -54,7 +56,7 @@ class TestMerging:
         assert 'seen_more{service="envoy",instance="envoy"} 1 17' in text
 
     def test_lines_of_one_metric_stand_together(self) -> None:
-        page = "# TYPE a gauge\na 1\n# TYPE b histogram\nb_bucket{le=\"1\"} 1\nb_sum 1\nb_count 1\n"
+        page = '# TYPE a gauge\na 1\n# TYPE b histogram\nb_bucket{le="1"} 1\nb_sum 1\nb_count 1\n'
         told = [Told(service=name, instance=name, up=True, page=page) for name in ("x", "y")]
         names = [re.split("[{_ ]", line)[0] for line in merged(told).splitlines() if not line.startswith("#")]
         assert names == ["up", "up", "a", "a", *["b"] * 6]
@@ -99,8 +101,10 @@ async def test_a_stack_tells_of_all_its_parts_at_one_place(terminal: Terminal) -
     tellers = {sample.labels["instance"] for sample in families["python_info"].samples}
     assert tellers == processes
     assert "envoy_server_live" in families
-    pools = {(s.labels["service"], s.labels["db_client_connection_pool_name"]) for s in families[
-        "db_client_connection_max"].samples}
+    pools = {
+        (s.labels["service"], s.labels["db_client_connection_pool_name"])
+        for s in families["db_client_connection_max"].samples
+    }
     assert {("auth", "auth"), ("sessions", "sessions"), ("uploads", "uploads")} <= pools
 
 
