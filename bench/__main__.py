@@ -14,13 +14,13 @@ from pathlib import Path
 
 import uvloop
 
-from bench import batched, calls, files, growth, identity, latency, report, streams, sync
+from bench import batched, calls, files, growth, health, identity, latency, report, streams, sync
 from bench.machine import allow_files, machine
 from bench.memory import Usage, usage
 from bench.rounds import Pair, compare
 from bench.stack import stack
 
-GROUPS = ("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "memory", "start")
+GROUPS = ("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "health", "memory", "start")
 STARTS = 3
 WANTED_FILES = 20_000
 SETTLED = 2.0  # seconds after the start, or the load, until memory is looked at
@@ -58,6 +58,9 @@ machine's cores with everything they measure.
 - Growth: the same calls, one after the other, on the same stack before and after other users' records were added, each
   time by a new user with {growth.HISTORY:,} records, after VACUUM, ANALYZE and CHECKPOINT. Medians of {growth.PUSHES}
   pushes and {growth.PULLS} pulls.
+- Health: the floor of pushing is a sessions process of its own in the same stack, which reports nothing. The figures
+  are those of {health.DEVICES:,} devices that synced within {health.HOURS} hours, in {len(health.DOMAINS)} domains each
+  minute; the floor adds up the same rows on one psycopg connection. One caller asks, one call after the other.
 - Memory is the sum over every process of the stack as PSS, where a page that n processes share counts 1/n in each: so
   PostgreSQL's shared buffers and the libraries count once. RSS counts them in every process."""
 
@@ -84,6 +87,7 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
         lines: list[report.Line] = []
         finalized: list[float] = []
         beside: list[float] = []
+        asked: list[float] = []
         memory: dict[str, list[Usage]] = {}
         async with stack(home, workers=workers) as running:
             about = machine(running.database_url)
@@ -96,6 +100,7 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                 "batches": lambda exit: batched.pairs(running, directory, exit, workers=workers),
                 "sync": lambda exit: sync.pairs(running, exit),
                 "files": lambda exit: files.pairs(running, home, exit, finalized),
+                "health": lambda exit: health.pairs(running, home, exit, asked),
             }
             for group, make in makers.items():
                 if group in groups:
@@ -106,6 +111,8 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                     pairs += made
             if "identity" in groups:
                 lines += [identity.beside_sign_ins(beside), await identity.verification()]
+            if "health" in groups:
+                lines.append(health.figures(asked))
             if "files" in groups:
                 lines += [files.finalizing(finalized), await files.memory(running)]
             if "latency" in groups:

@@ -41,7 +41,7 @@ async def pairs(stack: Stack, exit: AsyncExitStack) -> list[Pair]:
     await _fill(channel, reader)
     select = _select(exit.enter_context(psycopg.connect(stack.database_url, autocommit=True)), user_of(reader))
     rows: list[tuple[str, Measure, str, Measure, float]] = [
-        ("100-change pushes over one stream", _pushes(channel, pusher), FLOOR, floor, 0.5),
+        ("100-change pushes over one stream", pushes(channel, pusher), FLOOR, floor, 0.5),
         (f"Pull of {FEED:,} changes, gRPC", _pull(channel, reader), SELECT, select, 0.4),
         (f"The same {FEED:,} over a stream", _stream(channel, reader), SELECT, select, None),
     ]
@@ -74,7 +74,8 @@ async def hello(call: Any, cursor: str | None = None, device_id: str = "bench") 
         raise RuntimeError(f"not welcomed: {answer}")
 
 
-def _pushes(channel: grpc.aio.Channel, token: str) -> Measure:
+def pushes(channel: grpc.aio.Channel, token: str) -> Measure:
+    """Changes that are stored per second, pushed over one stream."""
     template = batches.push_template()
 
     async def measure(seconds: float) -> float:

@@ -12,6 +12,8 @@ from uuid import UUID
 from runtime.contract import Policy
 
 if TYPE_CHECKING:
+    from runtime.errors import Reason
+    from runtime.outcomes import Device, Tally
     from runtime.tracing import Span
 
 Role = Literal["user", "admin", "service"]
@@ -59,9 +61,14 @@ class Watch:
     count: Callable[[str], Awaitable[None]]
     """Counts a message as a call of the rpc that is named as on the wire. Raises Failure(RATE_LIMITED)."""
     cut: Callable[[], None]
-    """Ends the stream though its caller does not take what was written; what was not taken is lost."""
+    """Ends the stream though its caller does not take what was written; what was not taken is lost.
+
+    Only of streams on both sides: elsewhere the edge does, when the stream's time is over.
+    """
     draining: asyncio.Event
     """Set when this process is about to stop."""
+    synced: Callable[[Device, Tally, float, Reason | None], None]
+    """Notes that a sync on the stream has ended, after so many seconds and for this reason, if it was refused."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,7 +90,9 @@ class Call:
     headers: tuple[tuple[str, str], ...] = ()
     """What the answer's headers carry beside the answer, such as the rate limit."""
     watch: Watch | None = None
-    """For rpcs that are streams on both sides."""
+    """For rpcs whose answer is a stream."""
+    tally: Tally | None = None
+    """What the call carries, if it is a sync and says so."""
     span: Span | None = None
     """Its part of a trace, if it is traced."""
 
@@ -115,10 +124,10 @@ def header(name: str) -> str:
 
 
 def watch() -> Watch:
-    """What goes on around the stream that is being served; only for rpcs that are streams on both sides."""
+    """What goes on around the stream that is being served; only for rpcs whose answer is a stream."""
     watched = current.get().watch
     if watched is None:
-        raise LookupError("this rpc is no stream on both sides")
+        raise LookupError("the answer of this rpc is no stream")
     return watched
 
 

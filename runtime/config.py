@@ -131,7 +131,11 @@ class Config(BaseSettings):
     """A file like services/uploads/limits.json that takes its place; empty: none."""
     domains: Path | None = None
     """A directory of schema files, each one a domain beside the built-in ones; empty: none."""
+    alerts: Path | None = None
+    """A file whose thresholds take the place of those in services/health/alerts.json; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    report_outcomes: Literal["on", "off"] = "on"
+    """Whether services tell the health service how syncs and uploads end; off, it has no figures of them."""
 
     sso: Mapping[str, SsoProvider] = Field(default_factory=dict)
     """OpenID providers to sign in by, by their names in lower case."""
@@ -144,7 +148,7 @@ class Config(BaseSettings):
     supabase_tenant: int = Field(1, ge=1)
     """The tenant of all the project's users."""
 
-    @field_validator("domains", "upload_limits", "tiers", "free_puzzles_per_day", mode="before")
+    @field_validator("domains", "upload_limits", "tiers", "free_puzzles_per_day", "alerts", mode="before")
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
@@ -205,6 +209,11 @@ class Config(BaseSettings):
     def limits_on(self) -> bool:
         """Whether rate limits are enforced."""
         return self.rate_limits == "on"
+
+    @property
+    def reports_outcomes(self) -> bool:
+        """Whether outcomes are reported to the health service."""
+        return self.report_outcomes == "on"
 
     @property
     def links(self) -> str:

@@ -28,6 +28,7 @@ from runtime.errors import Failure, Reason, rest_body, rpc_status
 from runtime.idempotency import idempotency_key_of
 from runtime.identity import Verifier, authorize, check_delegation
 from runtime.limits import RateLimiter, spent
+from runtime.outcomes import Device, Outcomes, Tally, device_of
 from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, logger
 from runtime.tracing import begin_span
 
@@ -54,16 +55,18 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         limiter: RateLimiter | None,
         call_timeout: float,
         draining: asyncio.Event,
+        outcomes: Outcomes,
     ) -> None:
         """`limiter` None: rate limits are off. `call_timeout` bounds unary calls, in seconds.
 
-        `draining` is set when streams should say goodbye.
+        `draining` is set when streams should say goodbye. `outcomes` is told of every sync.
         """
         self._policies = policies
         self._verifier = verifier
         self._limiter = limiter
         self._call_timeout = call_timeout
         self._draining = draining
+        self._outcomes = outcomes
         self._wrapped: dict[str, Handler] = {}
         self.half_answered = 0
         """Streamed answers to JSON callers that have begun and are not whole."""
@@ -122,8 +125,18 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
             if self._limiter is not None and not _is_service(call):
                 await self._limiter.admit(replace(call, policy=self._policies[method], headers=()), None)
 
+        def synced(device: Device, tally: Tally, seconds: float, reason: Reason | None) -> None:
+            if call.principal is not None:
+                self._outcomes.synced(call.principal, device, tally, seconds=seconds, reason=reason)
+
         policy = call.policy
-        return Watch(recheck=recheck, count=count, cut=cut, draining=self._draining)
+        return Watch(recheck=recheck, count=count, cut=cut, draining=self._draining, synced=synced)
+
+    def synced(self, call: Call, tally: Tally, *, seconds: float, reason: Reason | None) -> None:
+        """Notes that a call which is a sync has ended; `tally` is what it carries unless it has said otherwise."""
+        if call.principal is not None:
+            device = device_of(call.metadata, seconds)
+            self._outcomes.synced(call.principal, device, call.tally or tally, seconds=seconds, reason=reason)
 
     def answering(self, call: Call, context: ServicerContext[Any, Any]) -> None:
         """A streamed answer has begun; until its end is sent it counts as half, where a JSON caller reads it."""
@@ -151,6 +164,7 @@ class _Guard:
         self._decode = decode or bytes
         self.turns = _Turns(at_once) if at_once else None
         self._handler = handler
+        self._sync: Tally | None = getattr(handler.unary_unary, "sync", None)
         self._answer = _generator(handler.unary_stream or handler.stream_stream)
         service, method = policy.service, policy.method.rpartition("/")[2]
         self._seconds = RPC_SECONDS.labels(service, method)
@@ -200,6 +214,7 @@ class _Guard:
             try:
                 request = self._read(data)
                 await self._contract.admit(call, request)
+                call.watch = self._contract.watch(call, lambda: None)
                 async with aclosing(self._answer(request, context)) as responses:
                     async for response in responses:
                         # Not before: a call that is refused by its handler must not have begun to succeed.
@@ -252,6 +267,9 @@ class _Guard:
         self._active.dec()
         self._seconds.observe(seconds)
         self._answers[outcome.code].inc()
+        if self._sync is not None:
+            reason = Reason[outcome.reason] if outcome.reason else None
+            self._contract.synced(call, self._sync, seconds=seconds, reason=reason)
         # Probes and the services' talk among themselves are many and say nothing while they go well.
         routine = self._policy.service.startswith("grpc.") or (_is_service(call) and outcome.reason is None)
         log_rpc(
@@ -291,6 +309,9 @@ class _Guard:
             logger().error("a handler failed", method=self._policy.method, request_id=call.request_id, exc_info=error)
         elif failure is not error:
             logger().warning("a call failed", request_id=call.request_id, error=repr(error))
+        if begun and call.rest and self._policy.events:
+            # What came was whole, and whoever asks again is told why there is no more.
+            await context.abort(failure.reason.row.code, failure.message)
         if begun and call.rest:
             logger().error("an answer broke off", method=self._policy.method, request_id=call.request_id)
             await context.abort(failure.reason.row.code, failure.message, trailing_metadata=TOO_MANY_TRAILERS)

@@ -23,6 +23,7 @@ from satchel.auth.v1 import (
     token_exchange_pb2,
     token_exchange_pb2_grpc,
 )
+from satchel.health.v1 import health_pb2, health_pb2_grpc
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
 from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
 
@@ -30,6 +31,7 @@ from runtime.application_tokens import ResolvedToken
 from runtime.coalesce import Coalesced
 from runtime.errors import Failure, Reason
 from runtime.identity import Revocations, ServiceTokens
+from runtime.outcomes import Batch, Key, Row
 from runtime.telemetry import REVOCATION_ERRORS, logger
 from runtime.tracing import client_interceptors
 
@@ -38,6 +40,8 @@ CALL_TIMEOUT: Final = 2.0
 ERASE_TIMEOUT: Final = 30.0
 # The sessions service may wait some seconds for the user's feed while a phone pushes much.
 STORE_TIMEOUT: Final = 10.0
+# The health service writes the batch before it answers.
+REPORT_TIMEOUT: Final = 5.0
 # However long a phone takes to read all it has.
 EXPORT_TIMEOUT: Final = 3600.0
 FILES_PER_PAGE: Final = 1000
@@ -49,6 +53,11 @@ USER_ID_TYPE: Final = "urn:satchel:user-id"
 ACTING_KEPT: Final = 10_000
 # Of tokens, in one question to the auth service.
 DIGESTS_AT_ONCE: Final = 1000
+# Of outcomes, made into messages before others have their turn.
+OUTCOMES_AT_ONCE: Final = 250
+MAX_COUNT: Final = 2**32 - 1
+# Milliseconds: a clock that is more than 31 years off says no more by its distance.
+FAR: Final = 1e12 - 1
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -310,6 +319,69 @@ class UploadsClient:
             timeout=ERASE_TIMEOUT,
             metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
         )
+
+
+class HealthClient:
+    """What other services tell the health service."""
+
+    def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
+        self._stub = health_pb2_grpc.HealthServiceStub(opened)
+        self._tokens = tokens
+
+    async def erase_user(self, user_id: UUID) -> dict[str, Any]:
+        """Forgets all devices of a user; returns how many were forgotten in all, this time and before.
+
+        Raises grpc.aio.AioRpcError when it is away.
+        """
+        response = await self._stub.EraseUserDevices(
+            health_pb2.EraseUserDevicesRequest(user_id=str(user_id)),
+            timeout=ERASE_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
+        return {"devices": response.total_devices}
+
+    async def report(self, reporter: UUID, batch: Batch) -> None:
+        """Reports a batch of outcomes, which is counted once. `reporter` is this process, since its start.
+
+        Raises grpc.aio.AioRpcError when it is away.
+        """
+        request = health_pb2.ReportOutcomesRequest(
+            reporter=str(reporter), number=batch.number, dropped=min(batch.dropped, MAX_COUNT)
+        )
+        for place, (key, row) in enumerate(batch.rows.items()):
+            if place % OUTCOMES_AT_ONCE == OUTCOMES_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            _add_outcome(request, key, row)
+        await self._stub.ReportOutcomes(
+            request,
+            timeout=REPORT_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
+
+
+def _add_outcome(request: health_pb2.ReportOutcomesRequest, key: Key, row: Row) -> None:
+    device, skew = row.device, row.device.clock_skew_ms
+    added = request.outcomes.add(
+        tenant_id=key.tenant_id,
+        user_id=str(key.user_id),
+        device_id=key.device_id,
+        domain=key.domain,
+        syncs=min(row.syncs, MAX_COUNT),
+        failed_syncs=min(row.failed_syncs, MAX_COUNT),
+        items=min(row.items, MAX_COUNT),
+        conflicts=min(row.conflicts, MAX_COUNT),
+        rejected=min(row.rejected, MAX_COUNT),
+        duration_ms=row.duration_ms,
+        uploads_completed=row.uploads_completed,
+        uploads_abandoned=row.uploads_abandoned,
+        upload_bytes=row.upload_bytes,
+        platform=device.platform,
+        network_type=device.network_type,
+        app_version=device.app_version,
+        os_version=device.os_version,
+        clock_skew_ms=None if skew is None else max(-FAR, min(FAR, skew)),
+    )
+    added.time.FromMicroseconds(round(row.time * 1e6))
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> Exception:

@@ -32,6 +32,7 @@ from runtime.limits import RateLimiter
 from runtime.mesh import STREAM_OPTIONS, AuthClient, channel, watch_revocations
 from runtime.migrations import head, migrate
 from runtime.readiness import Readiness, readiness_of
+from runtime.reporting import reporting
 from runtime.telemetry import log_to_stderr, logger, serve_metrics
 from runtime.tracing import traced
 
@@ -81,8 +82,15 @@ async def serving(
         if limiter is not None:
             stack.push_async_callback(limiter.close)
         draining = asyncio.Event()
+        # Ends behind the calls in flight, so that they are reported, too.
+        outcomes = await stack.enter_async_context(reporting(config, "+".join(services)))
         contract_interceptor = ContractInterceptor(
-            policies, verifier=verifier, limiter=limiter, call_timeout=config.call_timeout, draining=draining
+            policies,
+            verifier=verifier,
+            limiter=limiter,
+            call_timeout=config.call_timeout,
+            draining=draining,
+            outcomes=outcomes,
         )
         server = grpc.aio.server(
             interceptors=[contract_interceptor],

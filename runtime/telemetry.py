@@ -58,6 +58,9 @@ BACKLOG_AGE: Final = Gauge("backlog_age_seconds", "Age of the oldest item that w
 BACKLOG_ERRORS: Final = Counter("backlog_look_errors", "Failed attempts to see what waits.", ["queue"])
 BLOB_WRITTEN: Final = Counter("blob_written_bytes", "Bytes of uploads that were stored.")
 BLOB_READ: Final = Counter("blob_read_bytes", "Bytes of files that were read for callers.")
+OUTCOMES_REPORTED: Final = Counter("outcomes_reported", "Rows of outcomes that the health service has taken.")
+OUTCOMES_DROPPED: Final = Counter("outcomes_dropped", "Outcomes that were not reported for want of room.")
+OUTCOME_ERRORS: Final = Counter("outcome_report_errors", "Attempts to report outcomes that failed.")
 
 
 def log_to_stderr(service: str, level: str) -> None:

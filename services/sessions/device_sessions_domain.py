@@ -12,6 +12,7 @@ from runtime.call import IdempotencyKey, Principal
 from runtime.clock import canonical_time, parse_time, plausible
 from runtime.errors import Failure, invalid, kept, recalled
 from runtime.ids import parse_uuid
+from runtime.outcomes import Tally
 from services.sessions.batches import capture, named
 from services.sessions.changes_domain import Change, Receipt, decide, typed_change
 from services.sessions.policies_domain import Policy, Strategy
@@ -98,9 +99,20 @@ class DeviceSessions:
 
     def _change(self, recording: Recording, now: datetime) -> Change:
         id = parse_uuid("client_session_id", recording.id)
-        device = recording.data.get("device_type")
-        domain = device if isinstance(device, str) and device in DEVICES else OTHER_DEVICES
+        domain = domain_of(recording)
         return typed_change(Key(domain, id), self._domains.prepare(domain, recording.data, now), now=now)
+
+
+def domain_of(recording: Recording) -> str:
+    """The domain of what a device of its kind records."""
+    device = recording.data.get("device_type")
+    return device if isinstance(device, str) and device in DEVICES else OTHER_DEVICES
+
+
+def tally_of(recordings: Sequence[Recording | Failure]) -> Tally:
+    """What a batch carries, whatever will become of it."""
+    first = next((domain_of(one) for one in recordings if isinstance(one, Recording)), "")
+    return Tally(first, len(recordings))
 
 
 def prepare(data: dict[str, Any], now: datetime) -> Prepared:

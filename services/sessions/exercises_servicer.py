@@ -9,8 +9,9 @@ from satchel.sessions.v1 import exercise_sessions_pb2 as pb
 from satchel.sessions.v1 import exercise_sessions_pb2_grpc as pb_grpc
 
 from runtime.call import idempotency_key, principal
+from runtime.outcomes import syncs
 from services.sessions import exercises_convert as convert
-from services.sessions.exercises_domain import ExerciseSessions
+from services.sessions.exercises_domain import DOMAIN, ExerciseSessions
 
 Context = ServicerContext[Any, Any]
 
@@ -21,6 +22,7 @@ class ExerciseSessionServicer(pb_grpc.ExerciseSessionServiceServicer):
     def __init__(self, sessions: ExerciseSessions) -> None:
         self._sessions = sessions
 
+    @syncs(DOMAIN, items=1)
     async def CreateExerciseSession(
         self, request: pb.CreateExerciseSessionRequest, context: Context
     ) -> pb.CreateExerciseSessionResponse:

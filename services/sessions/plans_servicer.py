@@ -9,8 +9,9 @@ from satchel.sessions.v1 import workout_plans_pb2 as pb
 from satchel.sessions.v1 import workout_plans_pb2_grpc as pb_grpc
 
 from runtime.call import idempotency_key, principal
+from runtime.outcomes import syncs
 from services.sessions import plans_convert as convert
-from services.sessions.plans_domain import WorkoutPlans
+from services.sessions.plans_domain import DOMAIN, WorkoutPlans
 
 Context = ServicerContext[Any, Any]
 
@@ -21,6 +22,7 @@ class WorkoutPlanServicer(pb_grpc.WorkoutPlanServiceServicer):
     def __init__(self, plans: WorkoutPlans) -> None:
         self._plans = plans
 
+    @syncs(DOMAIN, items=1)
     async def CreateWorkoutPlan(
         self, request: pb.CreateWorkoutPlanRequest, context: Context
     ) -> pb.CreateWorkoutPlanResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from grpc.aio import ServicerContext
@@ -10,9 +11,11 @@ from satchel.sessions.v1 import puzzle_sessions_pb2_grpc as pb_grpc
 
 from runtime.call import idempotency_key, principal
 from runtime.documents import counted, items
+from runtime.errors import Failure
+from runtime.outcomes import Tally, carried, syncs
 from services.sessions import puzzles_convert as convert
 from services.sessions.batches import capture
-from services.sessions.puzzles_domain import PuzzleSessions
+from services.sessions.puzzles_domain import DOMAIN, PuzzleSessions, Submitted
 
 Context = ServicerContext[Any, Any]
 
@@ -23,17 +26,23 @@ class PuzzleSessionServicer(pb_grpc.PuzzleSessionServiceServicer):
     def __init__(self, sessions: PuzzleSessions) -> None:
         self._sessions = sessions
 
+    @syncs(DOMAIN)
     async def UploadPuzzleSessions(
         self, request: pb.UploadPuzzleSessionsRequest, context: Context
     ) -> pb.UploadPuzzleSessionsResponse:
-        submitted = capture(convert.session_from_pb, counted(request.sessions, "sessions"))
-        return convert.upload_response(await self._sessions.upload(principal(), submitted, idempotency_key()))
+        return await self._upload(capture(convert.session_from_pb, counted(request.sessions, "sessions")))
 
+    @syncs(DOMAIN)
     async def UploadPuzzleSessionsJson(
         self, request: pb.UploadPuzzleSessionsJsonRequest, context: Context
     ) -> pb.UploadPuzzleSessionsResponse:
-        submitted = capture(convert.session_from_json, items(request.document.data, "sessions"))
-        return convert.upload_response(await self._sessions.upload(principal(), submitted, idempotency_key()))
+        return await self._upload(capture(convert.session_from_json, items(request.document.data, "sessions")))
+
+    async def _upload(self, submitted: Sequence[Submitted | Failure]) -> pb.UploadPuzzleSessionsResponse:
+        carried(Tally(DOMAIN, len(submitted)))
+        uploaded = await self._sessions.upload(principal(), submitted, idempotency_key())
+        carried(Tally(DOMAIN, len(submitted), uploaded.conflicts, len(uploaded.rejected)))
+        return convert.upload_response(uploaded)
 
     async def ListPuzzleSessions(
         self, request: pb.ListPuzzleSessionsRequest, context: Context

@@ -39,7 +39,7 @@ def message_from_pb(request: pb.SyncRequest) -> Message | Failure:
     try:
         return _READERS[kind](getattr(request, kind))
     except Failure as failure:
-        return failure
+        return messages.Unread(items=0, failure=failure) if kind == "push" else failure
 
 
 def event_to_pb(request_id: str, event: Event) -> pb.SyncResponse:
@@ -142,6 +142,7 @@ _READERS: Final[Mapping[str, Callable[[Any], Message]]] = {
     "ack": lambda message: messages.Ack(cursor=message.cursor),
     "heartbeat": lambda message: messages.Heartbeat(client_time=_time(message)),
     "resolve": _resolve,
+    "unread": lambda message: messages.Unread(items=min(message.items, MAX_ITEMS), failure=None),
 }
 
 _WRITERS: Final[Mapping[type[Event], tuple[str, Callable[[Any], Any]]]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -14,6 +13,7 @@ from uuid import UUID
 
 from runtime.call import Principal, Watch
 from runtime.errors import Failure, Reason, invalid, missing
+from runtime.outcomes import DEVICE_ID, NO_DEVICE, Device, Tally, word
 from runtime.telemetry import logger
 from services.sessions.conflicts_domain import Conflicts
 from services.sessions.streams_messages import (
@@ -27,6 +27,7 @@ from services.sessions.streams_messages import (
     Push,
     Receipts,
     Resolve,
+    Unread,
     Welcome,
 )
 from services.sessions.sync_domain import Answer, Place, Reading, Sync, decode_cursor, encode_cursor
@@ -55,8 +56,6 @@ MAX_WORD_CHARS: Final = 64
 BUDGET: Final = 1000
 BUDGET_SECONDS: Final = 10.0
 PUSH_METHOD: Final = "/satchel.sessions.v1.SyncService/PushChanges"
-
-_DEVICE_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 
 
 class Streams:
@@ -123,6 +122,7 @@ class Stream:
         self._welcomed = False
         self._domains: Sequence[str] = ()
         self._offset = timedelta(0)
+        self._device = NO_DEVICE
         self._unacknowledged: deque[int] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
         self._waiting: deque[tuple[str, Reading]] = deque()
@@ -242,13 +242,17 @@ class Stream:
             case Push():
                 await self._push(request_id, message)
                 return None
+            case Unread():
+                self._synced(Tally(items=message.items), 0.0, message.failure or Failure(Reason.MALFORMED_REQUEST))
+                if message.failure is not None:
+                    raise message.failure
+                return None
             case Ack():
                 self._acknowledge(message)
                 return None
             case Heartbeat():
                 now = self._streams.now()
-                if message.client_time is not None:
-                    self._offset = now - message.client_time
+                self._set_clock(message.client_time, now)
                 return Beat(server_time=now)
             case Resolve():
                 return await self._streams.conflicts.resolve(
@@ -260,7 +264,7 @@ class Stream:
             raise invalid("hello", "was said already")
         if not hello.device_id:
             raise missing("device_id")
-        if not _DEVICE_ID.fullmatch(hello.device_id):
+        if not DEVICE_ID.fullmatch(hello.device_id):
             raise invalid("device_id", "must be 1 to 255 letters, digits, hyphens and underscores", "INVALID_FORMAT")
         for field in ("app_version", "platform", "os_version", "network_type"):
             if len(getattr(hello, field)) > MAX_WORD_CHARS:
@@ -273,8 +277,8 @@ class Stream:
         self._domains = self._streams.sync.domains_of(hello.domains)
         self.position, self._floor = await self._streams.sync.stand(self.caller, hello.cursor, self._domains)
         now = self._streams.now()
-        if hello.client_time is not None:
-            self._offset = now - hello.client_time
+        self._device = device_of(hello)
+        self._set_clock(hello.client_time, now)
         self._welcomed = True
         self.tell(await self._streams.conflicts.open(self.caller))
         self.look()
@@ -287,6 +291,14 @@ class Stream:
             update_available=gate.update_available,
             store_url=gate.store_url,
         )
+
+    def _set_clock(self, client_now: datetime | None, now: datetime) -> None:
+        if client_now is not None:
+            self._offset = now - client_now
+            self._device = self._device._replace(clock_skew_ms=self._offset / timedelta(milliseconds=-1))
+
+    def _synced(self, tally: Tally, seconds: float, refusal: Failure | None = None) -> None:
+        self.watch.synced(self._device, tally, seconds, None if refusal is None else refusal.reason)
 
     async def _push(self, request_id: str, push: Push) -> None:
         """Begins to store a push; the next ones are read meanwhile, and stored after it, in one go."""
@@ -301,8 +313,15 @@ class Stream:
         while self._waiting:
             together = self._next_together()
             answers = await self._store([reading for _, reading in together])
-            for (request_id, _), answer in zip(together, answers, strict=True):
-                self._say(request_id, answer if isinstance(answer, Failure) else self._receipts(answer))
+            now = self._streams.now()
+            for (request_id, reading), answer in zip(together, answers, strict=True):
+                took = (now - reading.time).total_seconds()
+                if isinstance(answer, Failure):
+                    self._synced(reading.tally, took, answer)
+                    self._say(request_id, answer)
+                else:
+                    self._synced(self._streams.sync.tally(answer), took)
+                    self._say(request_id, self._receipts(answer))
 
     async def _store(self, readings: Sequence[Reading]) -> list[Answer | Failure]:
         try:
@@ -357,7 +376,7 @@ class Stream:
                     return conflict
         if not self._behind or not self._welcomed or self.full_since:
             return None
-        self._behind, begun = False, self.position
+        self._behind, begun, started = False, self.position, time.monotonic()
         try:
             page = await self._streams.sync.page(self.caller, self._place, self._domains, PAGE_SIZE)
         except Exception as error:
@@ -376,6 +395,7 @@ class Stream:
             self.behind_since = 0.0
         if not page.entries:
             return None
+        self._synced(Tally(page.domain), time.monotonic() - started)
         self._unacknowledged.append(page.position)
         if len(self._unacknowledged) >= MAX_UNACKNOWLEDGED:
             self.full_since = time.monotonic()
@@ -399,3 +419,14 @@ class Stream:
             self._strikes += 1
             if self._strikes >= MAX_STRIKES:
                 self.end(failure)
+
+
+def device_of(hello: Hello) -> Device:
+    """The phone that says hello."""
+    return Device(
+        hello.device_id,
+        word(hello.platform),
+        word(hello.network_type),
+        word(hello.app_version),
+        word(hello.os_version),
+    )

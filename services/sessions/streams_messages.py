@@ -60,6 +60,16 @@ class Push:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Unread:
+    """A push that cannot be read."""
+
+    items: int
+    """That it would have carried, as far as that is known."""
+    failure: Failure | None
+    """None: the phone has been told."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ack:
     """The phone has applied every page up to this cursor."""
 
@@ -121,5 +131,5 @@ class Goodbye:
     reconnect_after: timedelta
 
 
-Message: TypeAlias = Hello | Push | Ack | Heartbeat | Resolve
+Message: TypeAlias = Hello | Push | Unread | Ack | Heartbeat | Resolve
 Event: TypeAlias = Welcome | Receipts | Page | Beat | LoggedConflict | Resolved | Failure | Goodbye

@@ -16,6 +16,7 @@ from runtime.call import IdempotencyKey, Principal
 from runtime.clock import EARLIEST, parse_time
 from runtime.errors import Failure, Reason, invalid, kept, missing, recalled
 from runtime.ids import parse_id, shown_id
+from runtime.outcomes import Tally
 from services.sessions.changes_domain import Change, Decided, Notice, Receipt, Refused, decide
 from services.sessions.records_domain import Key
 from services.sessions.schemas import encode
@@ -70,6 +71,8 @@ class Reading:
     time: datetime
     """When it was read."""
     key: IdempotencyKey | None
+    tally: Tally
+    """What it carries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,8 @@ class Page:
     """As of the cursor that it goes on from."""
     next_cursor: str
     has_more: bool
+    domain: str = ""
+    """What it is about; empty: several domains, or all."""
 
 
 class Sync:
@@ -152,7 +157,21 @@ class Sync:
             for item, one in zip(items, pushed, strict=True)
             if isinstance(item, Change) and isinstance(one, Pushed) and (item.data is None or item.data == one.data)
         }
-        return Reading(items=items, sent=sent, time=now, key=key)
+        return Reading(items=items, sent=sent, time=now, key=key, tally=self.tally_of(pushed))
+
+    def tally_of(self, pushed: Sequence[Pushed | Failure]) -> Tally:
+        """What a push carries, whatever will become of it."""
+        first = next((one.domain for one in pushed if isinstance(one, Pushed)), "")
+        return Tally(self._named(first), len(pushed))
+
+    def tally(self, answer: Answer) -> Tally:
+        """What became of a push."""
+        conflicts = rejected = 0
+        for receipt in answer.receipts:
+            conflicts += receipt.notice is not None
+            rejected += receipt.status == "REJECTED"
+        first = answer.receipts[0].key.domain if answer.receipts else ""
+        return Tally(self._named(first), len(answer.receipts), conflicts, rejected)
 
     async def store(self, caller: Principal, readings: Sequence[Reading]) -> list[Answer | Failure]:
         """Decides pushes that were read, in their order, and stores what is accepted of all of them at once.
@@ -208,6 +227,7 @@ class Sync:
             floor=floor,
             next_cursor=encode_cursor(Place(found.position, floor), caller.user_id, domains),
             has_more=found.has_more,
+            domain=domains[0] if len(domains) == 1 else "",
         )
 
     def versions(self) -> Mapping[str, int]:
@@ -221,6 +241,10 @@ class Sync:
             if domain not in self._domains:
                 raise invalid("domains", "names a domain that is not known here", "UNKNOWN_VALUE")
         return wanted
+
+    def _named(self, domain: Any) -> str:
+        """The domain if it is one: whoever counts must not be made to count any word."""
+        return domain if isinstance(domain, str) and domain in self._domains else ""
 
     def _item(
         self, one: Pushed | Failure, place: str, group: Any, now: datetime, offset: timedelta

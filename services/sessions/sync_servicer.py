@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -13,6 +13,8 @@ from satchel.sessions.v1 import sync_pb2_grpc as pb_grpc
 
 from runtime.call import answer_headers, header, idempotency_key, principal, watch
 from runtime.documents import counted, items_and_more
+from runtime.errors import Failure
+from runtime.outcomes import Tally, carried, syncs
 from services.sessions import exports_convert, streams_convert
 from services.sessions import sync_convert as convert
 from services.sessions.adoptions_domain import Adoptions
@@ -23,7 +25,7 @@ from services.sessions.exports_domain import Exports
 from services.sessions.policies_domain import parse_policy
 from services.sessions.stored_records_domain import StoredRecords
 from services.sessions.streams_domain import Streams
-from services.sessions.sync_domain import Sync
+from services.sessions.sync_domain import Answer, Page, Pushed, Sync
 
 Context = ServicerContext[Any, Any]
 
@@ -57,28 +59,39 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
             async for request_id, event in told:
                 yield streams_convert.event_to_pb(request_id, event)
 
+    @syncs()
     async def PushChanges(self, request: pb.PushChangesRequest, context: Context) -> pb.PushChangesResponse:
         group = request.atomic_group
         messages = counted(request.changes, "changes")
         pushed = capture(lambda message: convert.change_from_pb(message, group), messages)
-        offset = self._sync.clock_offset(header("x-client-time"))
-        return convert.push_response(await self._sync.push(principal(), pushed, idempotency_key(), clock_offset=offset))
+        return convert.push_response(await self._push(pushed, ""))
 
+    @syncs()
     async def PushChangesJson(self, request: pb.PushChangesJsonRequest, context: Context) -> HttpBody:
         found, rest = items_and_more(request.document.data, "changes")
         group = rest.get("atomic_group")
         pushed = capture(lambda item: convert.change_from_json(item, group), found)
+        return convert.push_document(await self._push(pushed, group))
+
+    async def _push(self, pushed: Sequence[Pushed | Failure], group: Any) -> Answer:
+        carried(self._sync.tally_of(pushed))
         offset = self._sync.clock_offset(header("x-client-time"))
         answer = await self._sync.push(principal(), pushed, idempotency_key(), group=group, clock_offset=offset)
-        return convert.push_document(answer)
+        carried(self._sync.tally(answer))
+        return answer
 
+    @syncs()
     async def PullChanges(self, request: pb.PullChangesRequest, context: Context) -> pb.PullChangesResponse:
-        page = await self._sync.pull(principal(), request.cursor, request.domains, request.limit)
-        return convert.pull_response(page)
+        return convert.pull_response(await self._pull(request))
 
+    @syncs()
     async def PullChangesJson(self, request: pb.PullChangesJsonRequest, context: Context) -> HttpBody:
+        return convert.pull_document(await self._pull(request))
+
+    async def _pull(self, request: pb.PullChangesRequest | pb.PullChangesJsonRequest) -> Page:
         page = await self._sync.pull(principal(), request.cursor, request.domains, request.limit)
-        return convert.pull_document(page)
+        carried(Tally(page.domain))
+        return page
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         policy = await self._conflicts.policy(principal(), request.tenant_id, request.domain)

@@ -14,6 +14,7 @@ import orjson
 from runtime.call import IdempotencyKey, Principal
 from runtime.errors import Failure, Reason, kept, recalled
 from runtime.ids import parse_id
+from runtime.outcomes import Tally
 from services.sessions.batches import capture
 from services.sessions.changes_domain import Change, Receipt, decide, typed_change
 from services.sessions.records_domain import Key
@@ -129,6 +130,12 @@ def _name(user_id: UUID, data: dict[str, Any]) -> str:
 def counts(results: Sequence[Result]) -> Counter[str]:
     """How many results there are of each status."""
     return Counter(result.status for result in results)
+
+
+def tally_of(domain: str, results: Sequence[Result]) -> Tally:
+    """What became of a batch."""
+    found = counts(results)
+    return Tally(domain, len(results), found["conflict"], found["error"])
 
 
 def _result(receipt: Receipt) -> Result:

@@ -17,6 +17,7 @@ from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret
 from runtime.mesh import SessionsClient, channel
 from runtime.readiness import BLOBS, readiness_of
+from runtime.reporting import reporting
 from runtime.sweeping import sweeping
 from runtime.tiers import FILE as TIERS
 from runtime.tiers import read_tiers
@@ -59,17 +60,18 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         waiting = OutboxStore(db)
         await stack.enter_async_context(measured("outbox", waiting.backlog, now=utc_now))
         look = await stack.enter_async_context(relaying(waiting, sessions.store_records, now=utc_now))
+        outcomes = await stack.enter_async_context(reporting(config, "uploads"))
         store = UploadStore(db)
         links = Links(config.links, secret, limits.endings)
-        uploads = Uploads(store, blobs, digests, limits, now=utc_now)
+        uploads = Uploads(store, blobs, digests, limits, outcomes=outcomes, now=utc_now)
         streamed = Streamed(uploads, store, blobs, digests)
         outbox = Outbox(add, look, now=utc_now)
-        finalizer = Finalizer(store, blobs, digests, links, outbox, now=utc_now)
+        finalizer = Finalizer(store, blobs, digests, links, outbox, outcomes=outcomes, now=utc_now)
         files = Files(store, blobs, links, outbox, now=utc_now)
         await stack.enter_async_context(finalizer.running())
         parsing = await stack.enter_async_context(activity_parsing())
         activities = Activities(store, uploads, digests, streamed, finalizer, parsing, links, outbox)
-        sweeps = Sweeps(store, blobs, digests, now=utc_now)
+        sweeps = Sweeps(store, blobs, digests, outcomes=outcomes, now=utc_now)
         await stack.enter_async_context(sweeping(sweeps.round, config.sweep_interval))
         servicer = UploadServicer(limits, uploads, streamed, finalizer, files, activities)
         uploads_pb2_grpc.add_UploadServiceServicer_to_server(servicer, server)

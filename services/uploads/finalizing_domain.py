@@ -19,6 +19,7 @@ from services.uploads.sniffing import HEAD_BYTES, fits
 from services.uploads.uploads_domain import Upload, check_alive, kept, own, parse_upload_id
 
 if TYPE_CHECKING:
+    from runtime.outcomes import Outcomes
     from services.uploads.blobs import Blobs
     from services.uploads.digests import Digests
     from services.uploads.links import Links
@@ -56,6 +57,7 @@ class Finalizer:
         links: Links,
         outbox: Outbox,
         *,
+        outcomes: Outcomes,
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -63,6 +65,7 @@ class Finalizer:
         self._digests = digests
         self._links = links
         self._outbox = outbox
+        self._outcomes = outcomes
         self._now = now
         self._running: dict[UUID, asyncio.Task[Upload]] = {}
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
@@ -114,6 +117,10 @@ class Finalizer:
                     await self._outbox.tell(held.connection, upload, DOMAIN, self._record(upload, now))
                 else:
                     await held.end("failed", self._now(), refusal.message)
+        if refusal is None:
+            self._outcomes.uploaded(upload, upload.total_size)
+        else:
+            self._outcomes.abandoned(upload)
         if refusal is not None or upload.contested:
             with suppress(BlobError):  # what stays is swept away
                 await self._blobs.discard(id)

@@ -12,6 +12,7 @@ from runtime.telemetry import FOREIGN_BLOBS, SWEEP_ERRORS, SWEPT, logger
 from services.uploads.uploads_domain import gone
 
 if TYPE_CHECKING:
+    from runtime.outcomes import Outcomes
     from services.uploads.blobs import Blobs
     from services.uploads.digests import Digests
     from services.uploads.uploads_store import UploadStore
@@ -32,10 +33,13 @@ Blob = tuple[UUID, datetime]
 class Sweeps:
     """Sweeps what is too old; any number of replicas may do it at once, and never two the same upload."""
 
-    def __init__(self, store: UploadStore, blobs: Blobs, digests: Digests, *, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, store: UploadStore, blobs: Blobs, digests: Digests, *, outcomes: Outcomes, now: Callable[[], datetime]
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._digests = digests
+        self._outcomes = outcomes
         self._now = now
         self._rounds = count()
         self._failing: set[str] = set()
@@ -56,6 +60,7 @@ class Sweeps:
                 if held.upload is None:
                     return swept
                 await held.end("expired", now)
+            self._outcomes.abandoned(held.upload)
             self._digests.forget(held.upload.id)
             await gone(self._blobs, held.upload.id)
             swept += 1

@@ -19,6 +19,7 @@ from services.uploads.blobs import BlobError, BlobsFull
 from services.uploads.limits_domain import UploadLimits
 
 if TYPE_CHECKING:
+    from runtime.outcomes import Outcomes
     from services.uploads.blobs import Blobs
     from services.uploads.digests import Digests
     from services.uploads.uploads_store import UploadStore
@@ -158,6 +159,7 @@ class Uploads:
         digests: Digests,
         limits: UploadLimits,
         *,
+        outcomes: Outcomes,
         now: Callable[[], datetime],
         new_id: Callable[[], UUID] = uuid4,
     ) -> None:
@@ -165,6 +167,7 @@ class Uploads:
         self._blobs = blobs
         self._digests = digests
         self._limits = limits
+        self._outcomes = outcomes
         self.now: Final = now
         self._new_id = new_id
         self._known: OrderedDict[str, Upload] = OrderedDict()
@@ -333,9 +336,12 @@ class Uploads:
                 raise Failure(Reason.UPLOAD_FORBIDDEN)
             if upload.status == "completed":
                 raise Failure(Reason.UPLOAD_COMPLETED)
-            if upload.status != "cancelled":
+            cancelled = upload.status != "cancelled"
+            if cancelled:
                 check_alive(upload, self.now())
                 await held.end("cancelled", self.now())
+        if cancelled:
+            self._outcomes.abandoned(upload)
         self._digests.forget(upload.id)
         await kept(gone(self._blobs, upload.id))
 

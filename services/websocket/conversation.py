@@ -143,9 +143,11 @@ class Conversation:
             name = envelope.name
             message, asked = requests.request_of(envelope)
         except Failure as failure:
-            return await self.tell(answers.error_frame(failure, self._now(), name))
+            await self.tell(answers.error_frame(failure, self._now(), name))
+            return await self._refused(_NOTHING)
         if message is None:
-            return await self.tell(answers.refused_frame(asked, self._now()))
+            await self.tell(answers.refused_frame(asked, self._now()))
+            return await self._refused(asked)
         await self._room.acquire()
         message.request_id = str(self.received)
         self._unanswered[message.request_id] = asked
@@ -154,6 +156,12 @@ class Conversation:
             # What the other task left to us while we were writing.
             await self._acknowledge()
         return None
+
+    async def _refused(self, asked: Asked) -> None:
+        """Says to the other side that a frame was refused here, so that it is counted."""
+        async with self._writing:
+            await self._stream.write(requests.unread(asked))
+            await self._acknowledge()
 
     async def _speak(self) -> Parting | None:
         while True:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import parse_qs
 
 from satchel.sessions.v1 import sync_pb2 as pb
 
+from runtime.clock import parse_time, to_timestamp
 from runtime.errors import Failure, Reason, invalid, missing
 
 PATHS: Final = ("/ws/mobile/sync/", "/ws/mobile/sync")
@@ -60,6 +62,9 @@ def opening_of(path: str, headers: Headers, peer: str) -> Opening:
     )
     for field, header in _TOLD_BY_HEADER.items():
         setattr(hello, field, _first(query, field) or _text(_header(headers, header)))
+    if time := _first(query, "client_time") or _header(headers, "X-Client-Time"):
+        with suppress(Failure):  # a clock that cannot be read is as good as none
+            hello.client_time.CopyFrom(to_timestamp(parse_time("client_time", time)))
     if "cursor" in query:
         hello.cursor = _first(query, "cursor")
     return Opening(

@@ -110,6 +110,11 @@ def acknowledgement(cursor: str) -> pb.SyncRequest:
     return pb.SyncRequest(ack=pb.Ack(cursor=cursor))
 
 
+def unread(asked: Asked) -> pb.SyncRequest:
+    """The word that a frame was refused here, with all that it held."""
+    return pb.SyncRequest(unread=pb.Unread(items=len(asked.refused)))
+
+
 def _sync(payload: Mapping[str, Any], name: str) -> Request:
     lists = {key: value for key, value in payload.items() if key in _LISTS or isinstance(value, list)}
     for key, value in lists.items():

@@ -24,6 +24,7 @@ from runtime.identity import ACCESS_TOKEN_SECONDS, Revocations, ServiceTokens, V
 from runtime.interceptors import ContractInterceptor
 from runtime.keys import SigningKey, signing_keys
 from runtime.limits import RateLimiter
+from runtime.outcomes import Outcomes
 from runtime.telemetry import RPC_ACTIVE
 
 SERVICE = "test.v1.TestService"
@@ -122,7 +123,12 @@ async def wire(
 
     verifier = Verifier(fetch_keys=fetch_keys, mesh_secret=SECRET, revocations=revocations or Revocations())
     contract = ContractInterceptor(
-        policies, verifier=verifier, limiter=RateLimiter(""), call_timeout=0.5, draining=asyncio.Event()
+        policies,
+        verifier=verifier,
+        limiter=RateLimiter(""),
+        call_timeout=0.5,
+        draining=asyncio.Event(),
+        outcomes=Outcomes(),
     )
     server = grpc.aio.server(interceptors=[contract])
     made = {

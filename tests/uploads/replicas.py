@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 from runtime.call import Principal
 from runtime.clock import utc_now
 from runtime.database import Database, database
+from runtime.outcomes import Outcomes
 from services.uploads.digests import hashing
 from services.uploads.directory_blobs import DirectoryBlobs
 from services.uploads.files_domain import Files
@@ -181,8 +182,9 @@ class World:
             digests = stack.enter_context(hashing(blobs))
             links = Links("http://files", b"secret", {TYPE: "bin"})
             told = (links, Outbox(add, lambda: None, now=self.clock))
-            uploads = Uploads(self.store, blobs, digests, LIMITS, now=self.clock)
-            finalizer = Finalizer(self.store, blobs, digests, *told, now=self.clock)
+            outcomes = Outcomes()
+            uploads = Uploads(self.store, blobs, digests, LIMITS, outcomes=outcomes, now=self.clock)
+            finalizer = Finalizer(self.store, blobs, digests, *told, outcomes=outcomes, now=self.clock)
             await stack.enter_async_context(finalizer.running())
             yield Replica(
                 blobs=blobs,
@@ -190,7 +192,7 @@ class World:
                 streamed=Streamed(uploads, self.store, blobs, digests),
                 finalizer=finalizer,
                 files=Files(self.store, blobs, *told, now=self.clock),
-                sweeps=Sweeps(self.store, blobs, digests, now=self.clock),
+                sweeps=Sweeps(self.store, blobs, digests, outcomes=outcomes, now=self.clock),
             )
 
     async def told_of(self, upload_id: UUID) -> int:

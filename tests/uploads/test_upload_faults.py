@@ -28,6 +28,7 @@ from deploy.sockets import free_port
 from runtime.clock import utc_now
 from runtime.config import Config
 from runtime.database import database
+from runtime.outcomes import Outcomes
 from runtime.server import serving
 from services.uploads.blobs import MARK, open_blobs
 from services.uploads.digests import hashing
@@ -81,7 +82,8 @@ class Stand:
             open_blobs(self.config.blobs, self.config.home) as blobs,
         ):
             with hashing(blobs) as digests:
-                sweeps = Sweeps(UploadStore(db), blobs, digests, now=lambda: utc_now() + timedelta(hours=3))
+                later = utc_now() + timedelta(hours=3)
+                sweeps = Sweeps(UploadStore(db), blobs, digests, outcomes=Outcomes(), now=lambda: later)
                 await sweeps.round()
             uploads = [f"uploads/{id}" async for id, _ in blobs.uploads()]
             return sorted(uploads + [f"files/{id}" async for id, _ in blobs.files()])
