@@ -11,7 +11,7 @@ from deploy.parts import Child
 PATH = "/metrics"
 ENVOY_PATH = "/stats/prometheus?usedonly"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-ANSWER_WITHIN = 2.0  # seconds for a part to tell of itself; one that hangs must not hide the others
+ANSWER_WITHIN = 5.0  # seconds for a part to tell of itself: one that hangs must not hide the others
 ASKED_WITHIN = 5.0  # seconds for a caller to say what it wants
 
 

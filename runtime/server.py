@@ -58,7 +58,7 @@ async def serving(
 ) -> AsyncIterator[grpc.aio.Server]:
     """Serves `services` (by their names in Config) for as long as the block runs, then drains.
 
-    `ready` is set while calls are taken.
+    `ready` is set while calls are taken and the database is there.
 
     Raises runtime.contract.ContractError when an rpc has no policy, RuntimeError when an address is taken.
     """
