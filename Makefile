@@ -31,7 +31,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --re
 help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.run-stamp gen/.stamp  ## Run the whole mesh on this machine, until Ctrl-C
+run: $(VENV)/.run-stamp $(if $(SATCHEL_OTLP_ENDPOINT),$(VENV)/.traces-stamp) gen/.stamp  ## Run the whole mesh on this machine, until Ctrl-C
 	@exec $(BIN)/python -m deploy.local
 
 demo: $(VENV)/.run-stamp  ## Let simulated phones use what `make run` runs (ARGS="--phones 24 --admin ada@example.com")
@@ -67,7 +67,7 @@ format: $(VENV)/.dev-stamp  ## Rewrite the code in its style
 protos: gen/.stamp  ## Write gen/ from protos/
 
 lock: $(VENV)/.dev-stamp  ## Resolve requirements/*.in into the hash-pinned locks (ARGS=--upgrade for newer ones)
-	@for name in run dev bench; do \
+	@for name in run traces dev bench; do \
 		echo "Resolving requirements/$$name.in"; \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 			--no-emit-index-url $(ARGS) requirements/$$name.in -o requirements/$$name.txt || exit; \

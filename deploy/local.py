@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ import psutil
 
 from deploy import leftovers
 from deploy.edge import reaches_all
+from deploy.metrics import gathered, served
 from deploy.parts import Child, PartFailed, completed
 from deploy.settings import Refused, Settings, from_environment
 from deploy.sockets import check_free, http_get
@@ -30,7 +32,9 @@ def main() -> int:
     try:
         settings = from_environment(os.environ)
         with _alone(settings.home):
-            _check_port(settings)
+            _check_port(settings.bind, settings.port, "SATCHEL_PORT")
+            if settings.metrics_port:
+                _check_port("127.0.0.1", settings.metrics_port, "SATCHEL_METRICS_PORT")
             return asyncio.run(_run(settings))
     except (Refused, PartFailed) as reason:
         say(f"Satchel did not start: {reason}")
@@ -64,7 +68,8 @@ async def _run(settings: Settings) -> int:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, on_signal, number)
 
-    starting = asyncio.create_task(_bring_up(settings, supervisor))
+    pages = AsyncExitStack()
+    starting = asyncio.create_task(_bring_up(settings, supervisor, pages))
     stopping = asyncio.create_task(stop_asked.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -75,12 +80,13 @@ async def _run(settings: Settings) -> int:
         for task in (starting, stopping):
             task.cancel()
         await asyncio.gather(starting, stopping, return_exceptions=True)
+        await pages.aclose()
         await supervisor.stop()
     say("Stopped")
     return 0
 
 
-async def _bring_up(settings: Settings, supervisor: Supervisor) -> None:
+async def _bring_up(settings: Settings, supervisor: Supervisor, pages: AsyncExitStack) -> None:
     stack = Stack.build(settings)
     for name in await asyncio.to_thread(leftovers.end_noted, stack.run):
         say(f"Ended {name}, which a killed run had left behind")
@@ -90,8 +96,10 @@ async def _bring_up(settings: Settings, supervisor: Supervisor) -> None:
     await supervisor.start(*stack.services())
     await supervisor.start(stack.edge())
     await _until_healthy(settings, stack, supervisor)
+    page = partial(gathered, supervisor.children, stack.admin)
+    metrics = await pages.enter_async_context(served(page, settings.metrics_port))
     # From when this process was made, so that the interpreter's own start counts.
-    _greet(settings, stack, supervisor, time.time() - psutil.Process().create_time())
+    _greet(settings, stack, supervisor, metrics, time.time() - psutil.Process().create_time())
 
 
 async def _until_healthy(settings: Settings, stack: Stack, supervisor: Supervisor) -> None:
@@ -135,7 +143,7 @@ async def _answers(child: Child) -> bool:
     return False
 
 
-def _greet(settings: Settings, stack: Stack, supervisor: Supervisor, seconds: float) -> None:
+def _greet(settings: Settings, stack: Stack, supervisor: Supervisor, metrics: str, seconds: float) -> None:
     rows = [
         (
             *(child.part.name, f"pid {child.pid}", _place(child.part.url)),
@@ -159,7 +167,7 @@ def _greet(settings: Settings, stack: Stack, supervisor: Supervisor, seconds: fl
         f"  REST, gRPC, gRPC-Web  {url}\n"
         f"  WebSocket             {url.replace('http', 'ws', 1)}/ws/mobile/sync/?device_id=...\n"
         f"  Health                {url}/healthz\n"
-        "  Metrics               http://<metrics>/metrics and /readyz of each process above\n\n"
+        f"  Metrics               {metrics}, and http://<metrics>/metrics and /readyz of each process\n\n"
         f"  curl -X POST {url}/v1/auth/signup -H 'content-type: application/json' -d '{body}'\n\n"
         f"{_mail(stack)}"
         "Ctrl-C stops everything"
@@ -219,12 +227,12 @@ def _alone(home: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _check_port(settings: Settings) -> None:
+def _check_port(host: str, port: int, setting: str) -> None:
     try:
-        check_free(settings.bind, settings.port)
+        check_free(host, port)
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
-        raise Refused(f"port {settings.port} on {settings.bind}: {reason}; set SATCHEL_PORT") from None
+        raise Refused(f"port {port} on {host}: {reason}; set {setting}") from None
 
 
 def _raise_file_limit() -> None:

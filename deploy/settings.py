@@ -23,6 +23,10 @@ class Settings:
     workers: int
     # Proxies before the edge, each of which adds the address of its caller to X-Forwarded-For.
     trusted_hops: int = 0
+    # Where the metrics of all parts are, on loopback; 0: a free one.
+    metrics_port: int = 0
+    # http://host:port of an OpenTelemetry collector; empty: no traces.
+    otlp_endpoint: str = ""
 
     @property
     def probe_host(self) -> str:
@@ -55,6 +59,8 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         redis_url=environment.get("SATCHEL_REDIS_URL", ""),
         workers=_number(environment, "WORKERS", 1, range(1, 65)),
         trusted_hops=_number(environment, "SATCHEL_TRUSTED_HOPS", 0, range(17)),
+        metrics_port=_number(environment, "SATCHEL_METRICS_PORT", 0, range(65536)),
+        otlp_endpoint=environment.get("SATCHEL_OTLP_ENDPOINT", ""),
     )
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from deploy.edge import ADMIN_SOCKET, envoy_part
 from deploy.envoy.edge import bootstrap
@@ -102,6 +103,7 @@ class Stack:
                 },
                 descriptor_set=ROOT / "gen" / "satchel.pb",
                 trusted_hops=self.settings.trusted_hops,
+                otlp=_address(self.settings.otlp_endpoint),
             ),
             config=self.run / "envoy.json",
             admin=admin,
@@ -133,3 +135,12 @@ class Stack:
             env={**self.environment, **extra},
             pid_file=self.pid_file(name),
         )
+
+
+def _address(url: str) -> tuple[str, int] | None:
+    """The host and port of a URL; None for none. The services check its form, and end the start if it has another."""
+    parts = urlsplit(url)
+    try:
+        return (parts.hostname, parts.port) if parts.hostname and parts.port else None
+    except ValueError:
+        return None

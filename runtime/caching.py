@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+import hashlib
+from typing import Final, TypeVar
 
 from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.message import Message
 
 from runtime.call import answer_headers, answer_status, current, header
 
 # So long a caller need not ask again; after it, asking costs a trip and no body.
 MAX_AGE: Final = 300
 JSON: Final = "application/json"
+
+M = TypeVar("M", bound=Message)
 
 
 def unless_known(content: bytes, *, tag: str) -> HttpBody:
@@ -20,6 +24,15 @@ def unless_known(content: bytes, *, tag: str) -> HttpBody:
         answer_status(304)
         return HttpBody(content_type=JSON)
     return HttpBody(content_type=JSON, data=content)
+
+
+def answer_if_new(response: M, *, max_age: int) -> M:
+    """The response, which callers may keep for `max_age` seconds; a REST caller who has this very one gets only 304."""
+    tag = hashlib.sha256(response.SerializeToString(deterministic=True)).hexdigest()[:32]
+    answer_headers(("etag", f'"{tag}"'), ("cache-control", f"public, max-age={max_age}"))
+    if current.get().rest and _names(header("if-none-match"), tag):
+        answer_status(304)  # the edge sends no body with it
+    return response
 
 
 def _names(if_none_match: str, tag: str) -> bool:

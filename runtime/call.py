@@ -14,6 +14,7 @@ from runtime.contract import Policy
 if TYPE_CHECKING:
     from runtime.errors import Reason
     from runtime.outcomes import Device, Tally
+    from runtime.tracing import Span
 
 Role = Literal["user", "admin", "service"]
 
@@ -97,6 +98,8 @@ class Call:
     """For rpcs whose answer is a stream."""
     tally: Tally | None = None
     """What the call carries, if it is a sync and says so."""
+    span: Span | None = None
+    """Its part of a trace, if it is traced."""
 
 
 current: ContextVar[Call] = ContextVar("call")

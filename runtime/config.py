@@ -102,6 +102,8 @@ class Config(BaseSettings):
     """host:port where the WebSocket door takes connections; its address above only answers for its health."""
     metrics_address: str = ""
     """host:port of this process's Prometheus page; empty: none."""
+    otlp_endpoint: str = Field("", pattern=r"^($|http://[^/?#@\s]+:[0-9]{1,5}/?$)")
+    """http://host:port of an OpenTelemetry collector that takes OTLP by gRPC, for traces; empty: none."""
 
     database_connections: int = Field(8, ge=1, le=100)
     """Connections to PostgreSQL per process and service."""

@@ -17,6 +17,8 @@ from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import ClauseElement
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
+from runtime.pools import pool_metrics
+
 # A statement that outlives its caller's patience only takes a connection away from others.
 STATEMENT_TIMEOUT_MS: Final = 10_000
 LOCK_TIMEOUT_MS: Final = 5_000
@@ -126,7 +128,8 @@ async def database(url: str, *, connections: int, name: str) -> AsyncIterator[Da
     )
     await pool.open()
     try:
-        yield Database(pool)
+        with pool_metrics(name, pool.get_stats):
+            yield Database(pool)
     finally:
         await pool.close()
 

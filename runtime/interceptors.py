@@ -31,6 +31,7 @@ from runtime.limits import RateLimiter, spent
 from runtime.outcomes import Device, Outcomes, Tally, device_of
 from runtime.single_user import SingleUser
 from runtime.telemetry import RPC_ACTIVE, RPC_ANSWERS, RPC_SECONDS, log_rpc, logger
+from runtime.tracing import begin_span
 
 # What the transcoder of the edge adds to a call that came in as JSON.
 REST_MARK: Final = "x-envoy-original-path"
@@ -71,6 +72,8 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         self._single_user = single_user
         self._outcomes = outcomes
         self._wrapped: dict[str, Handler] = {}
+        self.half_answered = 0
+        """Streamed answers to JSON callers that have begun and are not whole."""
 
     async def intercept_service(
         self,
@@ -143,6 +146,16 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         if call.principal is not None:
             device = device_of(call.metadata, seconds)
             self._outcomes.synced(call.principal, device, call.tally or tally, seconds=seconds, reason=reason)
+
+    def answering(self, call: Call, context: ServicerContext[Any, Any]) -> None:
+        """A streamed answer has begun; until its end is sent it counts as half, where a JSON caller reads it."""
+
+        def done(*_: object) -> None:
+            self.half_answered -= 1
+
+        if call.rest:
+            self.half_answered += 1
+            cast(Any, context).add_done_callback(done)
 
     @property
     def call_timeout(self) -> float:
@@ -217,6 +230,7 @@ class _Guard:
                         if not begun:
                             await _send_headers(call, context)
                             begun = True
+                            self._contract.answering(call, context)
                         yield response
                 if not begun:
                     await _send_headers(call, context)
@@ -326,6 +340,7 @@ class _Measured:
 
     def __enter__(self) -> _Measured:
         self.started = time.perf_counter()
+        self._call.span = begin_span(self._call)
         self._token = current.set(self._call)
         self._guard.start()
         return self
@@ -334,6 +349,8 @@ class _Measured:
         if kind is not None and issubclass(kind, asyncio.CancelledError | GeneratorExit):
             self.code, self.reason = grpc.StatusCode.CANCELLED, Reason.CANCELLED.name
         self._guard.finish(self._call, self)
+        if self._call.span is not None:
+            self._call.span.end(self.code)
         if kind is None or not issubclass(kind, GeneratorExit):
             # A stream that is closed from outside ends in another context, which has nothing to reset.
             current.reset(self._token)

@@ -35,6 +35,7 @@ from runtime.errors import Failure, Reason
 from runtime.identity import Revocations, ServiceTokens
 from runtime.outcomes import Batch, Key, Row
 from runtime.telemetry import REVOCATION_ERRORS, logger
+from runtime.tracing import client_interceptors
 
 CALL_TIMEOUT: Final = 2.0
 # However much there is to erase, the service ends the call before this and goes on with the next one.
@@ -80,7 +81,7 @@ async def channel(
     address: str, options: Sequence[tuple[str, str | int]] = CHANNEL_OPTIONS
 ) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to another service for as long as the block runs."""
-    async with grpc.aio.insecure_channel(address, options=options) as opened:
+    async with grpc.aio.insecure_channel(address, options=options, interceptors=client_interceptors()) as opened:
         yield opened
 
 

@@ -10,33 +10,38 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import grpc
 import psycopg
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from runtime import contract
+from runtime.breaking import cut_lines
 from runtime.config import Config, ConfigError, from_environment
+from runtime.database import database
 from runtime.foreign import foreign_tokens
 from runtime.identity import Revocations, ServiceTokens, Verifier
 from runtime.interceptors import ContractInterceptor
 from runtime.keys import mesh_secret
 from runtime.limits import RateLimiter
 from runtime.mesh import STREAM_OPTIONS, Acting, AuthClient, channel, watch_revocations
-from runtime.migrations import migrate
+from runtime.migrations import head, migrate
+from runtime.readiness import Readiness, readiness_of
 from runtime.reporting import reporting
 from runtime.single_user import single_user
 from runtime.telemetry import log_to_stderr, logger, serve_metrics
+from runtime.tracing import traced
 
 # The edge refuses bodies over 8 MiB with 413 before a message of this size is reached.
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
 DATABASE_INTERVAL: Final = 0.5
+CUT_WITHIN: Final = 1.0
 # Allocations between two looks of Python's collector, and between the rarer ones. With the default, 700, 10 and 10, it
 # looks several times in the middle of a batch.
 GARBAGE_THRESHOLD: Final = (20_000, 20, 20)
@@ -54,12 +59,11 @@ async def serving(
 ) -> AsyncIterator[grpc.aio.Server]:
     """Serves `services` (by their names in Config) for as long as the block runs, then drains.
 
-    `ready` is set while calls are taken.
+    `ready` is set while calls are taken and the database is there.
 
     Raises runtime.contract.ContractError when an rpc has no policy, RuntimeError when an address is taken.
     """
     policies = contract.policies()
-    ready = ready or threading.Event()
     for name in services:
         await _migrated(config, name)
     async with AsyncExitStack() as stack:
@@ -108,17 +112,24 @@ async def serving(
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
             ),
         )
-        checks = _add_infrastructure(server)
+        readiness = readiness_of(server)
+        readiness.ready = ready or readiness.ready
+        names = _add_infrastructure(server, readiness)
         for service in services.values():
             await stack.enter_async_context(service(config, server))
         for address in dict.fromkeys(config.address(name) for name in services):
             server.add_insecure_port(address)
         await server.start()
-        stack.push_async_callback(_drain, server, checks, draining, ready, config.drain_timeout)
+        ports = {int(config.address(name).rpartition(":")[2]) for name in services}
+        stack.push_async_callback(
+            _drain, server, readiness, draining, contract_interceptor, ports, config.drain_timeout
+        )
         await stack.enter_async_context(watch_revocations(auth, revocations))
-        for name in ("", *(one.full_name for one in contract.services())):
-            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-        ready.set()
+        await readiness.begin(names)
+        if any(head(name) for name in services):
+            # A connection of its own: that all others are busy is no reason to be called away.
+            db = await stack.enter_async_context(database(config.database_url, connections=1, name="readiness"))
+            await stack.enter_async_context(readiness.following_database(db.ping, names))
         yield server
 
 
@@ -130,7 +141,8 @@ def main(services: Mapping[str, Service]) -> None:
     try:
         config = from_environment()
         log_to_stderr("+".join(services), config.log_level)
-        uvloop.run(_until_signal(config, services))
+        with traced(config.otlp_endpoint, "+".join(services)):
+            uvloop.run(_until_signal(config, services))
     except ConfigError as error:
         print(f"satchel: {error}", file=sys.stderr)
         sys.exit(os.EX_CONFIG)
@@ -181,22 +193,30 @@ async def _migrated(config: Config, service: str) -> None:
 
 async def _drain(
     server: grpc.aio.Server,
-    checks: health.aio.HealthServicer,
+    readiness: Readiness,
     draining: asyncio.Event,
-    ready: threading.Event,
+    interceptor: ContractInterceptor,
+    ports: Collection[int],
     grace: float,
 ) -> None:
     """Tells probes first, so that no new call is sent here, then streams, then lets the calls in flight finish."""
-    ready.clear()
-    await checks.enter_graceful_shutdown()
+    await readiness.end()
     draining.set()
-    await server.stop(grace)
+    # Beyond the grace only for as long as it takes to see what it has left.
+    stopping = asyncio.ensure_future(server.stop(grace + CUT_WITHIN))
+    await asyncio.wait({stopping}, timeout=grace)
+    if not stopping.done() and interceptor.half_answered:
+        logger().warning("answers are broken off", answers=interceptor.half_answered, connections=cut_lines(ports))
+    await server.stop(0)
+    await stopping
 
 
-def _add_infrastructure(server: grpc.aio.Server) -> health.aio.HealthServicer:
-    """Health checks, and a reflection that knows every service of the mesh, so that one process can answer for all."""
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+def _add_infrastructure(server: grpc.aio.Server, readiness: Readiness) -> Sequence[str]:
+    """Health checks, and a reflection that knows every service of the mesh, so that one process can answer for all.
+
+    Returns the names of those services.
+    """
+    health_pb2_grpc.add_HealthServicer_to_server(readiness.servicer, server)
     names: Sequence[str] = [service.full_name for service in contract.services()]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    return checks
+    return names

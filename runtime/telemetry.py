@@ -46,6 +46,18 @@ OUTBOX_ERRORS: Final = Counter("outbox_errors", "Attempts to hand records to the
 WEBSOCKETS: Final = Gauge("websocket_connections", "Phones that are connected by WebSocket.")
 WEBSOCKET_ENDS: Final = Counter("websocket_ends", "Ended WebSocket connections by close code.", ["code"])
 REVOCATION_ERRORS: Final = Counter("revocation_refresh_errors", "Failed attempts to learn which sign-ins were ended.")
+DEPENDENCY_UP: Final = Gauge("dependency_up", "1 while this process reaches what it stands on.", ["dependency"])
+STREAM_ANSWERS_QUEUED: Final = Gauge("sync_stream_answers_queued", "Answers that wait for their streams' phones.")
+STREAM_PUSHES_WAITING: Final = Gauge("sync_stream_pushes_waiting", "Pushes of streams that wait to be stored.")
+STREAMS_FULL: Final = Gauge("sync_streams_full", "Streams that are told no more before their phone acknowledges.")
+STREAM_LAG: Final = Gauge(
+    "sync_feed_lag_seconds", "Age of the oldest change that a stream was not told yet whose phone would take it."
+)
+BACKLOG: Final = Gauge("backlog_items", "What waits in a table to be carried out, by all replicas.", ["queue"])
+BACKLOG_AGE: Final = Gauge("backlog_age_seconds", "Age of the oldest item that waits, by queue.", ["queue"])
+BACKLOG_ERRORS: Final = Counter("backlog_look_errors", "Failed attempts to see what waits.", ["queue"])
+BLOB_WRITTEN: Final = Counter("blob_written_bytes", "Bytes of uploads that were stored.")
+BLOB_READ: Final = Counter("blob_read_bytes", "Bytes of files that were read for callers.")
 OUTCOMES_REPORTED: Final = Counter("outcomes_reported", "Rows of outcomes that the health service has taken.")
 OUTCOMES_DROPPED: Final = Counter("outcomes_dropped", "Outcomes that were not reported for want of room.")
 OUTCOME_ERRORS: Final = Counter("outcome_report_errors", "Attempts to report outcomes that failed.")

@@ -180,7 +180,9 @@ async def edge_of(config: Config, directory: Path) -> AsyncIterator[Edge]:
 
 
 @asynccontextmanager
-async def envoy_for(config: Config, directory: Path, *, trusted_hops: int = 0) -> AsyncIterator[Edge]:
+async def envoy_for(
+    config: Config, directory: Path, *, trusted_hops: int = 0, otlp: tuple[str, int] | None = None
+) -> AsyncIterator[Edge]:
     """An Envoy in front of services that run, or will run, elsewhere."""
     directory.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
@@ -193,6 +195,7 @@ async def envoy_for(config: Config, directory: Path, *, trusted_hops: int = 0) -
         services={name: (host, int(number)) for name, (host, _, number) in addresses.items()},
         descriptor_set=ROOT / "gen" / "satchel.pb",
         trusted_hops=trusted_hops,
+        otlp=otlp,
     )
     part = envoy_part(content, config=directory / "envoy.json", admin=admin, url=url, log=log)
     async with AsyncExitStack() as stack:

@@ -6,6 +6,7 @@ import ipaddress
 from typing import Any, Final
 
 from runtime.breaking import MAX_TRAILERS
+from runtime.readiness import ALIVE
 
 Config = dict[str, Any]
 
@@ -20,7 +21,8 @@ def cluster(name: str, host: str, port: int) -> Config:
     """The cluster of the service `name`, whose replicas all answer at one address, or at all addresses of a name."""
     return {
         **_cluster(name, host, port),
-        "health_checks": [{**_HEALTH_CHECK, "grpc_health_check": {}}],
+        # Not whether it reaches the database: what it answers then is better than what the edge could say.
+        "health_checks": [{**_HEALTH_CHECK, "grpc_health_check": {"service_name": ALIVE}}],
         "circuit_breakers": _bounds(MAX_CONNECTIONS, MAX_CONNECTIONS * MAX_STREAMS_PER_CONNECTION),
         **_protocol(
             # Connections end after a while, so that a replica that was restarted gets its share again.
@@ -44,6 +46,11 @@ def websocket_cluster(name: str, host: str, port: int, *, health_path: str, max_
         "circuit_breakers": _bounds(max_connections, max_connections),
         **_protocol({"max_requests_per_connection": 1}, {"http_protocol_options": {}}),
     }
+
+
+def collector_cluster(name: str, host: str, port: int) -> Config:
+    """The cluster of a collector of traces, which speaks gRPC; without it nothing but the traces is lost."""
+    return {**_cluster(name, host, port), **_protocol({}, {"http2_protocol_options": {}})}
 
 
 def _cluster(name: str, host: str, port: int) -> Config:

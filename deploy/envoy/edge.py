@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploy.envoy import replies, routes
-from deploy.envoy.clusters import cluster, websocket_cluster
+from deploy.envoy.clusters import cluster, collector_cluster, websocket_cluster
 from runtime import contract
 
 Config = dict[str, Any]
@@ -15,6 +15,7 @@ MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024
 MAX_RESPONSE_BYTES: Final = 32 * 1024 * 1024
 MAX_HEADER_KIB: Final = 32
 MAX_CONNECTIONS: Final = 10_000
+OTLP_CLUSTER: Final = "otlp"
 
 _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
 _FILTERS: Final = f"{_EXTENSIONS}.filters.http"
@@ -25,6 +26,20 @@ _RESERVED_HEADERS: Final = ("x-request-id", "x-error-body", "x-http-status")
 _RESERVED_PREFIX: Final = "x-envoy-"
 # As what stands before the edge, where something does, says who called it.
 _CALLERS: Final = "x-forwarded-for"
+
+# A span for each request, which its calls of the services go on with.
+_TRACING: Final[Config] = {
+    "tracing": {
+        "provider": {
+            "name": "envoy.tracers.opentelemetry",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
+                "grpc_service": {"envoy_grpc": {"cluster_name": OTLP_CLUSTER}, "timeout": "1s"},
+                "service_name": "satchel-edge",
+            },
+        }
+    }
+}
 
 # Neither header values nor the query: both carry tokens.
 _ACCESS_LOG: Final = {
@@ -54,12 +69,13 @@ def bootstrap(
     descriptor_set: Path,
     log_path: str = "/dev/stdout",
     trusted_hops: int = 0,
+    otlp: tuple[str, int] | None = None,
 ) -> Config:
     """The whole configuration of an Envoy that serves `services` (name to address) on `listen`.
 
     Addresses are those of gRPC, but for the WebSocket door the one where it takes connections. `admin_path` is the
     socket file of Envoy's admin page; `descriptor_set` the protos with everything they import. So many proxies before
-    this one are believed (`trusted_hops`) about who called them.
+    this one are believed (`trusted_hops`) about who called them. Traces go to the collector at `otlp`, if there is one.
     """
     if missing := routes.clusters() - services.keys():
         raise ValueError(f"no address for {', '.join(sorted(missing))}")
@@ -67,8 +83,16 @@ def bootstrap(
         "node": {"id": "edge", "cluster": "satchel"},
         "admin": {"address": {"pipe": {"path": admin_path}}},
         "static_resources": {
-            "listeners": [_listener(listen, _connection_manager(descriptor_set, log_path, trusted_hops))],
-            "clusters": [_cluster(name, host, port) for name, (host, port) in services.items()],
+            "listeners": [
+                _listener(
+                    listen,
+                    {**_connection_manager(descriptor_set, log_path, trusted_hops), **(_TRACING if otlp else {})},
+                )
+            ],
+            "clusters": [
+                *(_cluster(name, host, port) for name, (host, port) in services.items()),
+                *([collector_cluster(OTLP_CLUSTER, *otlp)] if otlp else []),
+            ],
         },
         "overload_manager": {
             "resource_monitors": [

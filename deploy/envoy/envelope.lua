@@ -94,7 +94,8 @@ function envoy_on_response(handle)
   local known = handle:streamInfo():dynamicMetadata():get(SPACE) or {}
   local failed = tonumber(handle:headers():get(":status")) >= 400
   local text = ""
-  if known.head and not failed then
+  local unchanged = handle:headers():get("x-http-status") == "304"
+  if (known.head or (unchanged and not known.native)) and not failed then
     -- The service does not know that nobody reads it.
     handle:body(true):setBytes("")
   end

@@ -82,6 +82,8 @@ def virtual_host(*, camel_transcoder: Config) -> Config:
                 "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
             }
         ],
+        # What a browser's cache keeps for a page of one origin must not be shown to a page of another.
+        "response_headers_to_add": [{"header": {"key": "vary", "value": "Origin"}}],
         "routes": [
             *(_websocket(path) for path in WEBSOCKET_PATHS),
             *(_no_websocket(prefix, dialect) for prefix, dialect in PREFIX_DIALECTS),

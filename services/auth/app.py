@@ -27,6 +27,7 @@ from satchel.auth.v1 import (
     users_pb2_grpc,
 )
 
+from runtime.backlogs import measured
 from runtime.call import Role
 from runtime.clock import utc_now
 from runtime.config import Config
@@ -255,7 +256,10 @@ async def _codes(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[None]:
     config, db, events = parts.config, parts.db, parts.events
     book, mails, mailer = CodeBook(mesh_secret(config.keys)), MailStore(db), mailer_of(config)
     codes = Codes(CodeStore(db), events, book, now=utc_now)
-    async with sending(Mails(mails, mailer, book, now=utc_now) if mailer else None) as mailed:
+    async with (
+        measured("mails", mails.backlog, now=utc_now),
+        sending(Mails(mails, mailer, book, now=utc_now) if mailer else None) as mailed,
+    ):
         changes = PasswordChanges(
             PasswordStore(db), mails, events, parts.passwords, codes, account=parts.known.of, mailed=mailed, now=utc_now
         )

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 from sqlalchemy.dialects import postgresql
 
+from runtime.backlogs import Backlog
 from runtime.database import Database, Transaction
 from services.auth.codes_domain import LIFETIME, MAX_CODES, MAX_TRIES, Purpose, number_of
 from services.auth.mails_domain import Kind, Mail
@@ -40,6 +41,9 @@ _PUT_OFF: Final = (
     .values(due_time=bindparam("until"), attempts=mails.c.attempts + sa.literal_column("1"))
     .where(mails.c.id == bindparam("mail_id"))
 )
+_BACKLOG: Final = sa.select(
+    sa.func.count().label("items"), sa.func.min(mails.c.create_time).label("since")
+).select_from(mails)
 _FINISH: Final = sa.delete(mails).where(mails.c.id == bindparam("id"))
 
 # Whom it is for, held so that an account's codes are made one after the other, and never for one that is being deleted.
@@ -89,6 +93,11 @@ class MailStore:
         """Adds a mail that goes with no other change."""
         async with self._database.statements() as statements:
             await add_mail(statements, mail)
+
+    async def backlog(self) -> Backlog:
+        """What is still to be sent."""
+        async with self._database.statements() as statements:
+            return Backlog.of(await statements.one(_BACKLOG))
 
     async def take(self, now: datetime, claim: timedelta) -> Mail | None:
         """One that is due, which is nobody else's for as long as `claim`; None: nothing is."""

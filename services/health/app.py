@@ -15,6 +15,7 @@ from runtime.clock import utc_now
 from runtime.config import SERVICES, Config
 from runtime.database import database
 from runtime.mesh import channel
+from runtime.readiness import ALIVE, BLOBS
 from runtime.sweeping import sweeping
 from services.health.alerts_domain import read_thresholds
 from services.health.devices_domain import KnownDevices
@@ -32,19 +33,21 @@ from services.health.watches_domain import Watches
 # Beside those of the probes, which must not wait for a query.
 CONNECTIONS: Final = 4
 
+# A connector to somebody else's world: without it phones sync as ever.
+OPTIONAL: Final = frozenset({"garmin"})
+
 
 @asynccontextmanager
 async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
     """Adds the health service to `server` for as long as the block runs."""
     async with AsyncExitStack() as stack:
+        channels = {name: await stack.enter_async_context(channel(config.address(name))) for name in SERVICES}
         parts = [
-            Part(
-                name=name,
-                needed=True,
-                probe=_grpc_probe(await stack.enter_async_context(channel(config.address(name)))),
-            )
-            for name in SERVICES
+            Part(name=name, needed=name not in OPTIONAL, probe=_grpc_probe(opened, ALIVE))
+            for name, opened in channels.items()
         ]
+        # Where files live, as the one service sees it that goes there.
+        parts.append(Part(name="blobs", needed=True, probe=_grpc_probe(channels["uploads"], BLOBS)))
         db = await stack.enter_async_context(database(config.database_url, connections=2, name="health"))
         parts.append(Part(name="postgres", needed=True, probe=db.ping))
         redis = Redis.from_url(config.redis_url) if config.redis_url else None
@@ -66,13 +69,13 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         yield
 
 
-def _grpc_probe(channel: grpc.aio.Channel) -> Callable[[], Awaitable[None]]:
+def _grpc_probe(channel: grpc.aio.Channel, name: str) -> Callable[[], Awaitable[None]]:
     stub: Any = health_pb2_grpc.HealthStub(channel)
 
     async def probe() -> None:
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=PROBE_TIMEOUT)
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
-            raise ConnectionError("the service is draining")
+            raise ConnectionError(f"{name} is not serving")
 
     return probe
 

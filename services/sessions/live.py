@@ -14,7 +14,14 @@ from uuid import UUID
 from runtime.errors import Failure, Reason
 from runtime.hints import Hints, hints
 from runtime.interceptors import failure_of
-from runtime.telemetry import STREAMS_OPEN, logger
+from runtime.telemetry import (
+    STREAM_ANSWERS_QUEUED,
+    STREAM_LAG,
+    STREAM_PUSHES_WAITING,
+    STREAMS_FULL,
+    STREAMS_OPEN,
+    logger,
+)
 from services.sessions.streams_domain import CUT_SECONDS, Stream
 from services.sessions.streams_messages import Cause, Goodbye, StreamLimits
 
@@ -105,10 +112,20 @@ class Live:
             now = time.monotonic()
             for stream, until in [item for own in self._streams.values() for item in own.items()]:
                 await self._visit(stream, until, now)
+            self._measure(now)
             if now >= self._poll_at:
                 heard = self._hints is not None and self._hints.connected
                 self._poll_at = now + (POLL_INTERVAL if heard else POLL_INTERVAL_ALONE)
                 await self._poll()
+
+    def _measure(self, now: float) -> None:
+        streams = [stream for own in self._streams.values() for stream in own]
+        STREAM_ANSWERS_QUEUED.set(sum(stream.answers_queued for stream in streams))
+        STREAM_PUSHES_WAITING.set(sum(stream.pushes_waiting for stream in streams))
+        STREAMS_FULL.set(sum(stream.full_since > 0 for stream in streams))
+        # A phone that does not take what it is told is behind by its own doing.
+        behind = [one.behind_since for one in streams if one.behind_since and not one.full_since + one.telling_since]
+        STREAM_LAG.set(max(0.0, now - min(behind, default=now)))
 
     async def _visit(self, stream: Stream, until: float, now: float) -> None:
         if stream.ended_at:

@@ -29,5 +29,6 @@ def app_version_response(app: AppVersion) -> pb.UpdateAppVersionResponse:
         latest_version=app.latest,
         min_supported_version=app.minimum,
         store_url=app.store_url,
+        force=app.force,
         updated_at=to_timestamp(app.update_time),
     )

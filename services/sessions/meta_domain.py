@@ -66,6 +66,8 @@ class AppVersion:
     minimum: str
     """SemVer, the oldest that still works."""
     store_url: str
+    force: bool
+    """Whether every version below the latest has to be updated."""
     update_time: datetime
 
 
@@ -74,6 +76,8 @@ class Standing:
     """How a version of the app stands among those there are."""
 
     app: AppVersion
+    supported: bool
+    """Whether it still works."""
     force_update: bool
     update_available: bool
 
@@ -106,7 +110,7 @@ class AppVersions:
             raise Failure(Reason.NOT_FOUND, "Nothing is known of this platform.")
         return _standing(app, own)
 
-    async def set(self, platform: str, latest: str, minimum: str, store_url: str) -> AppVersion:
+    async def set(self, platform: str, latest: str, minimum: str, store_url: str, *, force: bool = False) -> AppVersion:
         """What there is from now on. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
         newest, oldest = parse_version("latest_version", latest), parse_version("min_supported_version", minimum)
         if oldest > newest:
@@ -118,13 +122,17 @@ class AppVersions:
             latest=str(newest),
             minimum=str(oldest),
             store_url=store_url,
+            force=force,
             update_time=self._now(),
         )
         await self._store.set(app)
         return app
 
     async def gate(self, platform: str, version: str) -> Gate:
-        """Whether the app may sync. Fails open: only what is known to be too old is kept out."""
+        """Whether the app may sync. Fails open: only what is known to be too old is kept out.
+
+        A forced update closes no gate: what a phone has is safe only once it is here.
+        """
         try:
             async with asyncio.timeout(GATE_PATIENCE):
                 standing = await self.standing(platform, version)
@@ -134,7 +142,7 @@ class AppVersions:
             logger().warning("the version gate stands open", error=repr(error))
             return OPEN
         return Gate(
-            supported=not standing.force_update,
+            supported=standing.supported,
             update_available=standing.update_available,
             store_url=standing.app.store_url,
         )
@@ -162,10 +170,13 @@ def parse_version(field: str, text: str) -> Version:
 
 
 def _standing(app: AppVersion, own: Version | None) -> Standing:
+    supported = own is None or own >= Version.parse(app.minimum)
+    available = own is not None and own < Version.parse(app.latest)
     return Standing(
         app=app,
-        force_update=own is not None and own < Version.parse(app.minimum),
-        update_available=own is not None and own < Version.parse(app.latest),
+        supported=supported,
+        force_update=not supported or (app.force and (available or own is None)),
+        update_available=available,
     )
 
 

@@ -19,6 +19,7 @@ app_versions: Final = sa.Table(
     sa.Column("min_supported_version", sa.Text),
     sa.Column("store_url", sa.Text),
     sa.Column("update_time", sa.DateTime(timezone=True)),
+    sa.Column("force", sa.Boolean),
 )
 
 _GET: Final = sa.select(*app_versions.c).where(app_versions.c.platform == bindparam("platform"))
@@ -28,7 +29,8 @@ _given: Final = postgresql.insert(app_versions).values(
 _SET: Final = _given.on_conflict_do_update(
     index_elements=["platform"],
     set_={
-        name: _given.excluded[name] for name in ("latest_version", "min_supported_version", "store_url", "update_time")
+        name: _given.excluded[name]
+        for name in ("latest_version", "min_supported_version", "store_url", "update_time", "force")
     },
 )
 
@@ -50,6 +52,7 @@ class AppVersionStore:
             latest=row["latest_version"],
             minimum=row["min_supported_version"],
             store_url=row["store_url"],
+            force=row["force"],
             update_time=row["update_time"],
         )
 
@@ -63,4 +66,5 @@ class AppVersionStore:
                 min_supported_version=app.minimum,
                 store_url=app.store_url,
                 update_time=app.update_time,
+                force=app.force,
             )

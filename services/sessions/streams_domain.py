@@ -106,6 +106,8 @@ class Stream:
         """Since when no further page may be sent for want of an ack; 0: one may."""
         self.telling_since = 0.0
         """Since when the phone does not take what it is told; 0: it has taken all."""
+        self.behind_since = 0.0
+        """Since when there may be something in the feed that it was not told; 0: it was told all."""
         self.ended_at = 0.0
         """When it was sent away; 0: it was not."""
         self.position = 0
@@ -161,9 +163,20 @@ class Stream:
             with suppress(asyncio.CancelledError, Failure):
                 await reader
 
+    @property
+    def answers_queued(self) -> int:
+        """Answers that wait for the phone to take them."""
+        return len(self._answers)
+
+    @property
+    def pushes_waiting(self) -> int:
+        """Pushes that were read and wait to be stored."""
+        return len(self._waiting)
+
     def look(self) -> None:
         """Something has happened in the feed."""
         self._behind = True
+        self.behind_since = self.behind_since or time.monotonic()
         self._wake.set()
 
     def tell(self, conflict_ids: Sequence[UUID]) -> None:
@@ -370,6 +383,7 @@ class Stream:
             failure = self._streams.failure_of(error)
             if failure.reason is Reason.RESYNC_REQUIRED:
                 raise failure from None
+            self.behind_since = 0.0
             return None  # the next look at all feeds finds it behind again
         if self.position != begun:
             # A push came in between, and its receipts carry a cursor: a page must not overtake them.
@@ -377,6 +391,8 @@ class Stream:
             return None
         self._behind = self._behind or page.has_more
         self.position, self._floor = page.position, page.floor
+        if not self._behind:
+            self.behind_since = 0.0
         if not page.entries:
             return None
         self._synced(Tally(page.domain), time.monotonic() - started)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 import grpc
 from satchel.uploads.v1 import uploads_pb2_grpc
 
+from runtime.backlogs import measured
 from runtime.clock import utc_now
 from runtime.config import Config
 from runtime.database import database
 from runtime.identity import ServiceTokens
 from runtime.keys import mesh_secret
 from runtime.mesh import SessionsClient, channel
+from runtime.readiness import BLOBS, readiness_of
 from runtime.reporting import reporting
 from runtime.sweeping import sweeping
 from runtime.tiers import FILE as TIERS
@@ -28,6 +31,7 @@ from services.uploads.finalizing_domain import Finalizer
 from services.uploads.imports_domain import Imports
 from services.uploads.limits_domain import FILE, read_limits
 from services.uploads.links import Links
+from services.uploads.metered_blobs import MeteredBlobs
 from services.uploads.outbox_domain import Outbox, relaying
 from services.uploads.outbox_store import OutboxStore, add
 from services.uploads.servicer import UploadServicer
@@ -36,6 +40,9 @@ from services.uploads.streamed_domain import Streamed
 from services.uploads.sweeps_domain import Sweeps
 from services.uploads.uploads_domain import Uploads
 from services.uploads.uploads_store import UploadStore
+
+# Seconds between two looks at whether the store of files answers; a bucket wants money for each.
+BLOBS_INTERVAL: Final = 5.0
 
 
 @asynccontextmanager
@@ -47,12 +54,15 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         db = await stack.enter_async_context(
             database(config.database_url, connections=config.database_connections, name="uploads")
         )
-        blobs = await stack.enter_async_context(open_blobs(config.blobs, config.home))
+        blobs = MeteredBlobs(await stack.enter_async_context(open_blobs(config.blobs, config.home)))
+        await stack.enter_async_context(readiness_of(server).telling(BLOBS, blobs.mark, interval=BLOBS_INTERVAL))
         digests = stack.enter_context(hashing(blobs))
         sessions = SessionsClient(
             await stack.enter_async_context(channel(config.sessions_address)), ServiceTokens(secret, "uploads")
         )
-        look = await stack.enter_async_context(relaying(OutboxStore(db), sessions.store_records, now=utc_now))
+        waiting = OutboxStore(db)
+        await stack.enter_async_context(measured("outbox", waiting.backlog, now=utc_now))
+        look = await stack.enter_async_context(relaying(waiting, sessions.store_records, now=utc_now))
         outcomes = await stack.enter_async_context(reporting(config, "uploads"))
         store = UploadStore(db)
         links = Links(config.links, secret, limits.endings)

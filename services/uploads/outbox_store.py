@@ -10,6 +10,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from runtime.arrays import BigIntegers, Texts
+from runtime.backlogs import MAX_COUNTED, Backlog
 from runtime.database import Connection, Database
 from services.uploads.outbox_domain import Batch, Outgoing
 
@@ -42,6 +43,11 @@ _DROP: Final = "DELETE FROM uploads.outbox WHERE id = ANY(%b::int8[])"
 _RELEASE: Final = """
     UPDATE uploads.outbox SET due_time = create_time, attempts = 0 WHERE user_id = %b AND (attempts > 0 OR id = %b)"""
 _PUT_OFF: Final = "UPDATE uploads.outbox SET due_time = %b, attempts = %b WHERE id = %b"
+
+
+_BACKLOG: Final = """
+    SELECT count(*) AS items, min(create_time) AS since
+    FROM (SELECT create_time FROM uploads.outbox ORDER BY id LIMIT %b) AS waiting"""
 
 
 async def add(
@@ -79,6 +85,12 @@ class OutboxStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def backlog(self) -> Backlog:
+        """What nobody was told yet."""
+        async with self._database.statements() as statements:
+            row = await (await statements.connection.execute(_BACKLOG, [MAX_COUNTED])).fetchone()
+        return Backlog.of(row)
 
     async def take(self, now: datetime, claim: timedelta, limit: int) -> Batch | None:
         """Up to `limit` records of a user, who is nobody else's for as long as `claim`; None: nothing is due."""

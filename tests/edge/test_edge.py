@@ -40,6 +40,7 @@ from deploy.envoy.edge import MAX_REQUEST_BYTES, bootstrap
 from deploy.envoy.routes import UNARY_TIMEOUT
 from deploy.sockets import free_ports
 from runtime.config import SERVICES
+from runtime.readiness import ALIVE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -160,7 +161,9 @@ async def serving(port: int, register: Callable[[grpc.aio.Server], None]) -> Asy
     server = grpc.aio.server(
         options=(("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 64 << 20))
     )
-    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+    checks = health.aio.HealthServicer()
+    await checks.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection(["satchel.auth.v1.AuthService", reflection.SERVICE_NAME], server)
     register(server)
     server.add_insecure_port(f"127.0.0.1:{port}")

@@ -138,6 +138,62 @@ class TestAppVersion:
             read = (await edge.http.get("/meta/app_version", params=query)).json()
             assert (read["force_update"], read["update_available"]) == (force, update), version
 
+    async def test_an_administrator_forces_an_update_of_every_version_below_the_latest(
+        self, edge: Edge, admin: dict[str, str]
+    ) -> None:
+        platform = f"p{uuid4().hex[:20]}"
+        answer = await edge.http.put(f"/meta/app_version/{platform}", json={**SET, "force": True}, headers=admin)
+        assert answer.json()["force"] is True
+
+        async def forced(version: str) -> bool:
+            read = await edge.http.get("/meta/app_version", params={"platform": platform, "version": version})
+            return bool(read.json()["force_update"])
+
+        assert [await forced(version) for version in ("2.0.9", "2.9", "2.10", "3.0", "")] == [
+            *(True, True, False, False),
+            True,  # who does not say what it has is told that the latest is a must
+        ]
+        answer = await edge.http.put(f"/meta/app_version/{platform}", json=SET, headers=admin)
+        assert answer.json()["force"] is False
+        assert [await forced(version) for version in ("2.0.9", "2.9", "")] == [True, False, False]
+
+    async def test_what_a_caller_has_is_not_sent_again_until_it_changes(
+        self, edge: Edge, admin: dict[str, str]
+    ) -> None:
+        platform = f"p{uuid4().hex[:20]}"
+        await edge.http.put(f"/meta/app_version/{platform}", json=SET, headers=admin)
+        path = f"/meta/app_version?platform={platform}&version=2.5"
+        first = await edge.http.get(path)
+        assert first.headers["cache-control"] == "public, max-age=60"
+        known = {"if-none-match": first.headers["etag"]}
+        again = await edge.http.get(path, headers=known)
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+        await edge.http.put(f"/meta/app_version/{platform}", json={**SET, "force": True}, headers=admin)
+        changed = await edge.http.get(path, headers=known)
+        assert (changed.status_code, changed.json()["force_update"]) == (200, True)
+        assert changed.headers["etag"] != first.headers["etag"]
+
+    async def test_a_connection_goes_on_after_nothing_new(self, edge: Edge, admin: dict[str, str]) -> None:
+        platform = f"p{uuid4().hex[:20]}"
+        await edge.http.put(f"/meta/app_version/{platform}", json=SET, headers=admin)
+        path = f"/meta/app_version?platform={platform}"
+        tag = (await edge.http.get(path)).headers["etag"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+        request = f"GET {path} HTTP/1.1\r\nHost: x\r\nIf-None-Match: {tag}\r\n".encode()
+        writer.write(request + b"\r\n" + request + b"Connection: close\r\n\r\n")
+        async with asyncio.timeout(20):
+            said = await reader.read()
+        writer.close()
+        heads = [part.partition(b"\r\n")[0] for part in said.split(b"\r\n\r\n")]
+        assert heads == [b"HTTP/1.1 304 Not Modified", b"HTTP/1.1 304 Not Modified", b""]
+
+    @pytest.mark.parametrize("path", ["/meta/schemas", "/meta/schemas/bike", "/healthz", "/meta/app_version"])
+    async def test_a_cache_keeps_apart_what_pages_of_different_origins_may_read(self, edge: Edge, path: str) -> None:
+        for origin in ("https://one.example", "https://two.example"):
+            answer = await edge.http.get(path, headers={"origin": origin})
+            assert answer.headers["access-control-allow-origin"] == origin
+            assert answer.headers["vary"].lower() == "origin"
+
     async def test_a_platform_nobody_has_set_is_not_found(self, edge: Edge) -> None:
         for query in ({"platform": "nowhere"}, {"platform": "nowhere", "version": "1.0.0"}):
             assert error_of(await edge.http.get("/meta/app_version", params=query)) == (404, "NOT_FOUND", [])
@@ -207,6 +263,12 @@ class TestTheGateOfSync:
             ("", ""): OPEN,
         }
         assert {asked: await versions.gate(*asked) for asked in answers} == answers
+
+    async def test_a_forced_update_keeps_nobody_from_handing_over(self, db: Database) -> None:
+        versions = AppVersions(AppVersionStore(db), now=lambda: NOW)
+        await versions.set("ios", "2.10", "2.1", STORE, force=True)
+        answers = [await versions.gate("ios", version) for version in ("2.0.9", "2.1", "2.10", "")]
+        assert [gate.supported for gate in answers] == [False, True, True, True]
 
     async def test_it_stands_open_while_the_database_is_away(
         self, new_database: Callable[[], str], server_url: str

@@ -1,0 +1,221 @@
+"""/healthz while parts of the mesh are away, each in its turn, and after they are back: it tells the truth."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from satchel.auth.v1 import auth_pb2
+
+from deploy.parts import Child, running
+from deploy.postgres import postgres_part
+from deploy.redis import redis_part
+from deploy.sockets import free_port
+from runtime.config import SERVICES, Config
+from runtime.readiness import ALIVE
+from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from tests.polling import until
+
+PATIENCE = 40.0
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+AUTH = auth_pb2.DESCRIPTOR.services_by_name["AuthService"].full_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Every part as a process of its own."""
+
+    edge: Edge
+    config: Config
+    parts: dict[str, Child]
+    metrics: str
+    """Where the auth service has /readyz."""
+
+    async def state(self) -> tuple[int, str, dict[str, str]]:
+        """The status of /healthz, what it says in all, and of which parts it says that they are not up."""
+        answer = await self.edge.http.get("/healthz")
+        body = answer.json()
+        missing = {part["name"]: part["state"] for part in body.get("parts", ()) if part["state"] != "up"}
+        return answer.status_code, body.get("status", ""), missing
+
+    async def until_state(self, wanted: Callable[[tuple[int, str, dict[str, str]]], bool]) -> None:
+        seen: list[Any] = []
+
+        async def is_so() -> bool:
+            seen.append(await self.state())
+            return wanted(seen[-1])
+
+        try:
+            await until(is_so, PATIENCE)
+        except AssertionError:
+            raise AssertionError(f"it says {seen[-1]}") from None
+
+    async def until_well(self) -> None:
+        await self.until_state(lambda state: state == (200, "ok", {}))
+
+
+@pytest.fixture(scope="module")
+async def mesh() -> AsyncIterator[Mesh]:
+    with TemporaryDirectory(prefix="satchel-") as made:
+        directory = Path(made)
+        parts = [postgres_part(directory / "postgres", log=directory / "postgres.log")]
+        redis = redis_part(directory / "redis", log=directory / "redis.log")
+        if redis is not None:
+            parts.append(redis)
+        async with AsyncExitStack() as stack:
+            children = {part.name: await stack.enter_async_context(running(part)) for part in parts}
+            config = config_for(
+                directory / "home", database_url=parts[0].url, redis_url=redis.url if redis is not None else ""
+            )
+            edge = await stack.enter_async_context(envoy_for(config, directory / "edge"))
+            metrics = f"127.0.0.1:{free_port()}"
+            for name in SERVICES:
+                own = {"metrics_address": metrics} if name == "auth" else {}
+                part = service_part(name, config, directory, **own)
+                children[name] = await stack.enter_async_context(running(part))
+            await until_healthy(edge)
+            yield Mesh(edge=edge, config=config, parts=children, metrics=metrics)
+
+
+async def stopped(child: Child) -> None:
+    child.kill()
+    await child.wait()
+
+
+@pytest.mark.parametrize("name", [one for one in SERVICES if one not in ("garmin", "health")])
+async def test_without_a_service_that_is_needed_the_mesh_is_down(mesh: Mesh, name: str) -> None:
+    await mesh.until_well()
+    await stopped(mesh.parts[name])
+    gone = {name: "down", "blobs": "down"} if name == "uploads" else {name: "down"}
+    await mesh.until_state(lambda state: state == (503, "down", gone))
+    await mesh.parts[name].start()
+    await mesh.until_well()
+
+
+async def test_without_the_garmin_connector_the_mesh_is_degraded(mesh: Mesh) -> None:
+    await mesh.until_well()
+    await stopped(mesh.parts["garmin"])
+    await mesh.until_state(lambda state: state == (200, "degraded", {"garmin": "down"}))
+    await mesh.parts["garmin"].start()
+    await mesh.until_well()
+
+
+async def test_without_the_health_service_the_edge_says_so_in_its_place(mesh: Mesh) -> None:
+    await mesh.until_well()
+    await stopped(mesh.parts["health"])
+
+    async def refused() -> bool:
+        return (await mesh.edge.http.get("/healthz")).status_code == 503
+
+    await until(refused, PATIENCE)
+    answer = await mesh.edge.http.get("/healthz")
+    assert answer.json()["error"]["code"] == "UNAVAILABLE"
+    assert answer.headers["retry-after"] == "1"
+    await mesh.parts["health"].start()
+    await mesh.until_well()
+
+
+async def test_without_redis_the_mesh_is_degraded(mesh: Mesh) -> None:
+    if "redis" not in mesh.parts:
+        pytest.skip("there is no Redis for this platform")
+    await mesh.until_well()
+    await stopped(mesh.parts["redis"])
+    await mesh.until_state(lambda state: state == (200, "degraded", {"redis": "down"}))
+    await mesh.parts["redis"].start()
+    await mesh.until_well()
+
+
+async def test_without_the_store_of_files_the_mesh_is_down(mesh: Mesh) -> None:
+    await mesh.until_well()
+    blobs = mesh.config.home / "blobs"
+    away = blobs.with_name("away")
+    shutil.move(blobs, away)
+    try:
+        await mesh.until_state(lambda state: state == (503, "down", {"blobs": "down"}))
+    finally:
+        shutil.move(away, blobs)
+    await mesh.until_well()
+
+
+async def test_a_service_that_hangs_is_down_too_and_told_of_in_time(mesh: Mesh) -> None:
+    await mesh.until_well()
+    pid = mesh.parts["websocket"].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await mesh.until_state(lambda state: state == (503, "down", {"websocket": "down"}))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await mesh.until_well()
+
+
+async def test_every_part_that_answers_says_how_long_it_took(mesh: Mesh) -> None:
+    await mesh.until_well()
+    parts = (await mesh.edge.http.get("/healthz")).json()["parts"]
+    assert {part["name"] for part in parts} >= {*SERVICES, "postgres", "redis", "blobs"}
+    assert all(part["latency_ms"] > 0 for part in parts if part["state"] == "up")
+    assert {part["name"] for part in parts if not part["needed"]} == {"garmin", "redis"}
+
+
+async def test_without_the_database_services_say_so_to_who_asks_and_phones_are_told_in_their_dialect(
+    mesh: Mesh,
+) -> None:
+    await mesh.until_well()
+    postgres = mesh.parts["postgres"]
+    async with grpc.aio.insecure_channel(mesh.config.address("auth")) as channel, httpx.AsyncClient() as http:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+
+        async def status(name: str) -> int:
+            return int((await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)).status)
+
+        async def readyz() -> int:
+            return (await http.get(f"http://{mesh.metrics}/readyz")).status_code
+
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=AUTH), timeout=PATIENCE * 3)
+        assert (await watch.read()).status == SERVING
+        assert (await status(""), await status(ALIVE), await readyz()) == (SERVING, SERVING, 200)
+        await stopped(postgres)
+        assert (await watch.read()).status == NOT_SERVING
+        assert (await status(""), await status(AUTH), await status(ALIVE)) == (NOT_SERVING, NOT_SERVING, SERVING)
+        assert await readyz() == 503
+        await mesh.until_state(lambda state: state == (503, "down", {"postgres": "down"}))
+
+        async def refusal() -> httpx.Response:
+            account = {"email": "ada@example.com", "password": "correct horse battery"}
+            return await mesh.edge.http.post("/v1/auth/signin", json=account)
+
+        for _ in range(30):  # for longer than the edge takes to find a process ill
+            answer = await refusal()
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "UNAVAILABLE")
+            assert answer.headers["retry-after"] == "1"
+        assert (await refusal()).headers.get("x-request-id")
+        await postgres.start()
+        await postgres.until_ready()
+        assert (await watch.read()).status == SERVING
+        assert (await status(""), await status(AUTH), await readyz()) == (SERVING, SERVING, 200)
+        watch.cancel()
+    await mesh.until_well()
+
+
+async def test_the_door_does_not_need_the_database(mesh: Mesh) -> None:
+    await mesh.until_well()
+    async with grpc.aio.insecure_channel(mesh.config.address("websocket")) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        await stopped(mesh.parts["postgres"])
+        # The others know by then.
+        await mesh.until_state(lambda state: state == (503, "down", {"postgres": "down"}))
+        assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
+        await mesh.parts["postgres"].start()
+    await mesh.until_well()
