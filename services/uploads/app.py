@@ -17,6 +17,8 @@ from runtime.mesh import SessionsClient, channel
 from runtime.sweeping import sweeping
 from runtime.tiers import FILE as TIERS
 from runtime.tiers import read_tiers
+from services.uploads.active_domain import ActiveUploads
+from services.uploads.active_store import ActiveUploadStore
 from services.uploads.activities_domain import Activities
 from services.uploads.activity_parsing import activity_parsing
 from services.uploads.blobs import open_blobs
@@ -61,6 +63,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         activities = Activities(store, uploads, digests, streamed, finalizer, parsing, links, outbox)
         sweeps = Sweeps(store, blobs, digests, now=utc_now)
         await stack.enter_async_context(sweeping(sweeps.round, config.sweep_interval))
-        servicer = UploadServicer(limits, uploads, streamed, finalizer, files, activities)
+        active = ActiveUploads(ActiveUploadStore(db), now=utc_now)
+        servicer = UploadServicer(limits, uploads, streamed, finalizer, files, activities, active)
         uploads_pb2_grpc.add_UploadServiceServicer_to_server(servicer, server)
         yield

@@ -15,6 +15,7 @@ from runtime.clock import to_timestamp
 from runtime.interceptors import taken_in_turn
 from runtime.paging import decode_token, next_token, page_size
 from services.uploads import convert
+from services.uploads.active_domain import ActiveUploads
 from services.uploads.activities_domain import Activities, own_id
 from services.uploads.chunk_messages import ChunkMessage, read_chunk
 from services.uploads.files_domain import Files, Reading, check_not_empty
@@ -41,6 +42,7 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         finalizer: Finalizer,
         files: Files,
         activities: Activities,
+        active: ActiveUploads,
     ) -> None:
         self._limits = limits
         self._uploads = uploads
@@ -48,6 +50,7 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         self._finalizer = finalizer
         self._files = files
         self._activities = activities
+        self._active = active
 
     async def GetUploadLimits(self, request: pb.GetUploadLimitsRequest, context: Context) -> pb.GetUploadLimitsResponse:
         return convert.limits_response(self._limits, await self._uploads.room(principal()))
@@ -133,6 +136,14 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         added = await self._activities.add(principal(), await recording_of(first.form.content_type, form))
         answer_status(201 if added.created else 200)
         return convert.activity_document(added)
+
+    async def ListActiveUploads(
+        self, request: pb.ListActiveUploadsRequest, context: Context
+    ) -> pb.ListActiveUploadsResponse:
+        limit = page_size(request.page_size)
+        before = convert.before_from(decode_token(request.page_token))
+        found, total = await self._active.page(principal(), limit + 1, before)
+        return convert.active_response(found[:limit], total, next_token(found, limit, convert.active_place_of))
 
     async def EraseUserFiles(self, request: pb.EraseUserFilesRequest, context: Context) -> pb.EraseUserFilesResponse:
         return convert.erased_response(await self._files.erase(request.user_id))
