@@ -138,6 +138,10 @@ async def a_conflict(world: World) -> Request:
     return {"conflict_id": receipt["conflict"]["conflict_id"], "resolution": "accept_server"}
 
 
+async def an_open_conflict(world: World) -> Request:
+    return {"conflict_id": (await a_conflict(world))["conflict_id"]}
+
+
 async def an_upload(world: World, content: bytes = CONTENT) -> Request:
     asked_for = {
         "filename": f"{MARK}.txt",
@@ -255,8 +259,16 @@ def rows() -> list[Row]:
         Row(
             sessions + "SyncService/ResolveConflict",
             a_conflict,
-            # The first of the owner's has decided it.
-            refused(N) | dict.fromkeys(("service for the owner", "owner"), "SYNC_CONFLICT"),
+            # The tenant's administrator has decided it, who comes first.
+            refused(N)
+            | dict.fromkeys(("owner's program", "service for the owner", "owner"), "SYNC_CONFLICT")
+            | {"boss": ""},
+        ),
+        Row(
+            sessions + "SyncService/GetConflict",
+            an_open_conflict,
+            refused(N, reader="") | {"boss": ""},
+            tells=("boss",),
         ),
         Row(
             sessions + "SyncService/ListConflicts",
@@ -448,9 +460,8 @@ async def test_a_place_in_ones_own_list_leads_nobody_else_there(
     world: World, things: None, channel: grpc.aio.Channel, policy: Policy
 ) -> None:
     """Everything that is listed: what the owner has is not in it, also from the place where the owner stands."""
-    boss = OURS["/satchel.auth.v1.SecurityEventService/ListTenantSecurityEvents"]
-    whose = "boss" if policy is boss else "owner"
-    by_admins = policy is boss or policy.method.endswith("/ListConflicts")
+    whose = "boss" if policy.access == options.ACCESS_ADMIN else "owner"
+    by_admins = policy.access == options.ACCESS_ADMIN or policy.method.endswith("/ListConflicts")
     size = {"limit": 1} if policy.method.endswith(("/PullChanges", "/PullChangesJson")) else {"page_size": 1}
     answer, reason = await asked(
         channel, policy.method, message(policy.method, size), (("authorization", f"Bearer {world.tokens[whose]}"),)
