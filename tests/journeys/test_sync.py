@@ -144,6 +144,7 @@ class TestSeed003:
         assert is_time(conflict.pop("created_at"))
         assert isinstance(conflict.pop("id"), str)
         assert conflict.pop("losing_data") == {"text": "stale"}
+        assert conflict.pop("user_id") == phone.user_id
         assert conflict == {
             "mobile_id": page["id"],
             "domain": "journal",

@@ -3,6 +3,7 @@
 import { el, fill, say } from "./elements.js";
 import { moment } from "./figures.js";
 
+const ONE_LINE = 60;
 const WINNERS = { server: "the server's version stands", client: "the phone's version stands", merged: "the merge stands" };
 
 /** Decides conflicts in `dialog`; `decided` is told in words what came of it. */
@@ -107,7 +108,9 @@ function side(name, server, client) {
 }
 
 function shown(value) {
-  return typeof value === "string" ? value : JSON.stringify(value, null, 1);
+  if (typeof value === "string") return value;
+  const text = JSON.stringify(value);
+  return text.length > ONE_LINE ? JSON.stringify(value, null, 1) : text;
 }
 
 /** The object that a text spells; null: none. */

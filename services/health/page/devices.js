@@ -1,7 +1,7 @@
 // Owns the list of devices, the history of one, and the versions in the field.
 
 import { el, fill, say } from "./elements.js";
-import { ago, brief, count, moment, number, percent } from "./figures.js";
+import { ago, brief, count, fixed, moment, number } from "./figures.js";
 import { Pages } from "./pages.js";
 import { Panel } from "./panel.js";
 import { Plots } from "./plots.js";
@@ -151,5 +151,5 @@ class History {
 function score(value) {
   const state = value < 70 ? "warning" : "ok";
   return el("span", { class: "score", "data-state": state },
-    el("span", { class: "num" }, percent(value)), el("meter", { min: "0", max: "100", low: "70", value: String(value), "aria-hidden": "true" }));
+    el("span", { class: "num" }, fixed(value, 1)), el("meter", { min: "0", max: "100", low: "70", optimum: "100", value: String(value), "aria-hidden": "true" }));
 }

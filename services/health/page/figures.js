@@ -16,6 +16,11 @@ export function number(value, decimals = 0) {
   return format.format(value ?? 0);
 }
 
+/** A number with just so many decimals, for columns. */
+export function fixed(value, decimals) {
+  return (value ?? 0).toFixed(decimals);
+}
+
 /** A part of the hundred; one that is not whole never looks whole. */
 export function percent(value) {
   const shown = value > 99.9 && value < 100 ? Math.floor(value * 100) / 100 : value;

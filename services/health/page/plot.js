@@ -9,6 +9,8 @@ const RIGHT = 10;
 const TOP = 8;
 const BOTTOM = 22;
 const TICK_WIDTH = 64;
+const SHORT_SPANS = [10 * MINUTE, 15 * MINUTE, 30 * MINUTE, 2 * HOUR, 4 * HOUR, 6 * HOUR, 12 * HOUR];
+const LONG_SPANS = [DAY, 2 * DAY, 4 * DAY];
 
 /**
  * A plot of `series`, each {name, kind: "bar" or "line", value: point => number or null, mark: its colour's name}; `top` is the
@@ -119,7 +121,8 @@ export class Plot {
     const start = this.#buckets[0].time;
     const end = this.#buckets.at(-1).time + this.#step;
     const fitting = Math.max(2, Math.floor((inner.right - inner.left) / TICK_WIDTH));
-    const span = [10 * MINUTE, 15 * MINUTE, 30 * MINUTE, 2 * HOUR, 4 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY, 4 * DAY].find((one) => (end - start) / one <= fitting) ?? 7 * DAY;
+    const spans = end - start > 2 * DAY ? LONG_SPANS : SHORT_SPANS;
+    const span = spans.find((one) => (end - start) / one <= fitting) ?? spans.at(-1);
     const midnight = new Date(start);
     midnight.setHours(0, 0, 0, 0);
     const found = [];

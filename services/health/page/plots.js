@@ -34,8 +34,8 @@ const RATES = {
   ],
   top: 100,
   read: (point) => [
-    point.syncs ? `${percent(success(point))} % of syncs succeeded` : "no syncs",
-    point.items ? `${percent(conflicts(point))} % of ${count(point.items, "change")} met a conflict` : "no changes",
+    point.syncs ? `${percent(success(point))} % succeeded` : "no syncs",
+    point.items ? `${percent(conflicts(point))} % in conflict` : "no changes",
   ].join(", "),
 };
 const DURATIONS = {
@@ -60,7 +60,7 @@ export class Plots {
     const moved = (index) => this.#plots.forEach(({ plot }) => plot.point(index));
     const wanted = [
       { name: "Syncs", unit: () => ` per ${this.#step}`, kind: SYNCS },
-      { name: "Success and conflict rates", unit: () => ", %", kind: RATES },
+      { name: "Success and conflicts", unit: () => ", %", kind: RATES },
       { name: "Sync duration", unit: () => ", ms", kind: DURATIONS },
     ];
     this.#plots = wanted.slice(0, whole ? 3 : 1).map((one) => ({ ...one, plot: new Plot({ ...one.kind, moved }) }));

@@ -36,13 +36,13 @@ export const TILES = [
     name: "Failed syncs",
     unit: "per min",
     format: (value) => number(value, 2),
-    rule: "alarms above 10 per min",
+    rule: "alarms above 10",
     formula: "Syncs that failed ÷ minutes of the whole window.",
     known: (metrics) => metrics.total_syncs > 0,
   },
   {
     metric: "upload_abandonment_rate",
-    name: "Abandoned uploads",
+    name: "Abandonment",
     unit: "%",
     format: percent,
     rule: "warns above 20 %",
@@ -55,7 +55,7 @@ export const TILES = [
     unit: "of 100",
     format: (value) => number(value, 1),
     rule: "warns below 70",
-    formula: "Mean of the devices that synced in the window: 60 for syncs that went well, 20 for having synced lately, 20 for no conflicts.",
+    formula: "Mean score of the devices that synced in the window: 60 for syncs that went well, 20 for having synced lately, 20 for no conflicts.",
     known: (metrics) => metrics.active_devices > 0,
   },
 ];
@@ -81,27 +81,29 @@ export class Tiles {
     const value = el("span", { class: "value" }, "…");
     const unit = el("span", { class: "unit" }, tile.unit);
     const state = el("span", { class: "badge", "data-state": "none" }, "Loading");
+    const rule = el("span", { class: "small muted" }, tile.rule);
     const source = el("p");
     const element = el("article", { class: "tile", "data-metric": tile.metric, "data-state": "none" },
       el("h3", {}, tile.name), el("p", { class: "figure" }, value, " ", unit),
-      el("p", { class: "verdict" }, state, el("span", { class: "small muted" }, tile.rule)),
+      el("p", { class: "verdict" }, state, rule),
       el("details", {}, el("summary", {}, "Source", el("span", { class: "hidden" }, ` of ${tile.name}`)), source));
-    this.#shown.set(tile.metric, { element, value, unit, state, source });
+    this.#shown.set(tile.metric, { element, value, unit, state, rule, source });
     return element;
   }
 
   /** The figures of a message. */
   show({ metrics, alerts }, hours) {
     for (const tile of TILES) {
-      const { element, value, unit, state, source } = this.#shown.get(tile.metric);
+      const { element, value, unit, state, rule, source } = this.#shown.get(tile.metric);
       const known = tile.known(metrics);
-      const severity = alerts.find((one) => one.metric === tile.metric)?.severity ?? "ok";
-      const standing = known ? severity : "none";
+      const alert = known ? alerts.find((one) => one.metric === tile.metric) : null;
+      const standing = known ? alert?.severity ?? "ok" : "none";
       say(value, known ? tile.format(metrics[tile.metric]) : "–");
       unit.hidden = !known;
+      say(rule, alert ? `threshold ${number(alert.threshold, 2)} ${tile.unit}` : tile.rule);
       say(state, STATES[standing] ?? standing);
       state.dataset.state = element.dataset.state = standing;
-      say(source, `${tile.formula} Of ${windowName(hours)}: metrics.${tile.metric} of GET /api/v1/sync/health?hours=${hours}.`);
+      say(source, `${tile.formula} Of ${windowName(hours)}; metrics.${tile.metric} of GET /api/v1/sync/health?hours=${hours}. It ${tile.rule}, unless this installation has set another threshold.`);
     }
     say(this.#counts, counted(metrics, hours));
   }
