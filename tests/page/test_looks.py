@@ -136,7 +136,8 @@ async def test_the_keyboard_alone_is_enough(tab: Tab, tenant: Tenant) -> None:
             """() => {
               const one = document.activeElement;
               const style = getComputedStyle(one.matches(".window input") ? one.nextElementSibling : one);
-              return [one.textContent.trim().slice(0, 40) || one.value || one.id, style.outlineStyle, one.getAttribute("role")];
+              const name = one.textContent.trim().slice(0, 40) || one.value || one.id;
+              return [name, style.outlineStyle, one.getAttribute("role")];
             }"""
         )
         assert focused[1] != "none", f"nobody sees that {focused[0]} has the focus"

@@ -4,12 +4,12 @@ import { showAlerts } from "./alerts.js";
 import { Conflicts } from "./conflicts.js";
 import { Devices } from "./devices.js";
 import { fill, say } from "./elements.js";
-import { timeOfDay } from "./figures.js";
 import { loadMesh, showMesh } from "./mesh.js";
 import { Panel } from "./panel.js";
 import { Plots } from "./plots.js";
 import { Session } from "./session.js";
 import { signInForm } from "./signin.js";
+import { Standing } from "./standing.js";
 import { Tiles } from "./tiles.js";
 import { Uploads } from "./uploads.js";
 import { Watch } from "./watch.js";
@@ -17,7 +17,6 @@ import { Watch } from "./watch.js";
 const MESH_EVERY = 15_000;
 const POINTS_EVERY = 30_000;
 const HEALTH = { healthy: ["Healthy", "ok"], degraded: ["Degraded", "warning"], critical: ["Critical", "critical"] };
-const LIVE = { live: "Live", connecting: "Connecting", retrying: "Reconnecting", stale: "Not live" };
 
 const byId = (id) => document.getElementById(id);
 const session = new Session();
@@ -106,43 +105,4 @@ function askAgain() {
 
 function chosenHours() {
   return Number(document.querySelector("input[name=hours]:checked").value);
-}
-
-/** Whether what is shown is live, and since when it is not. */
-class Standing {
-  #lastNews = 0;
-  #lost = false;
-  #timer = 0;
-
-  constructor(watch) {
-    byId("retry").addEventListener("click", () => watch.now());
-  }
-
-  /** Shows a state of the stream; true when it is live again after it was not. */
-  show({ state, retryAt, problem }) {
-    clearInterval(this.#timer);
-    byId("live").dataset.state = state;
-    say(byId("live-text"), LIVE[state]);
-    if (state === "live") {
-      const back = this.#lost;
-      this.#lost = false;
-      this.#lastNews = Date.now();
-      byId("stale").hidden = true;
-      document.body.classList.remove("stale");
-      return back;
-    }
-    if (state === "stale") {
-      this.#lost = true;
-      byId("stale").hidden = false;
-      document.body.classList.toggle("stale", this.#lastNews > 0);
-      const tell = () => {
-        const left = Math.max(0, Math.ceil((retryAt - Date.now()) / 1000));
-        const since = this.#lastNews ? `Not live: these figures are from ${timeOfDay(this.#lastNews, true)}.` : "Not live yet.";
-        say(byId("stale-text"), `${since} ${problem} Trying again in ${left} s.`);
-      };
-      tell();
-      this.#timer = setInterval(tell, 1000);
-    }
-    return false;
-  }
 }
