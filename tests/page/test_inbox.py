@@ -54,6 +54,7 @@ async def test_a_conflict_is_decided_and_the_phone_hears_of_it(
         await page.get_by_role("button", name=f"Decide on {undecided.page['id']}").click()
         dialog = page.get_by_role("dialog", name=str(undecided.page["id"]))
         rows = dialog.locator("tbody tr")
+        await expect(rows).to_have_count(3)
         texts = [(await row.locator("th, td").all_inner_texts()) for row in await rows.all()]
         assert [[cell.removesuffix(" (differs)") for cell in row] for row in texts] == [
             ["text", "It rained.", "It snowed."],
@@ -81,10 +82,7 @@ async def test_a_conflict_is_decided_and_the_phone_hears_of_it(
     assert await held(phone, undecided.page) == stored
 
 
-async def test_a_merge_that_cannot_be_stored_says_why_and_stays(
-    undecided: Undecided, new_tab: object, desk: Tab
-) -> None:
-    desk.page.on("console", lambda _: None)
+async def test_a_merge_that_cannot_be_stored_says_why_and_stays(undecided: Undecided, desk: Tab) -> None:
     await desk.page.get_by_role("button", name="Decide").click()
     dialog = desk.page.get_by_role("dialog")
     await dialog.get_by_text("Merge by hand").click()
