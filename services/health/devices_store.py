@@ -17,8 +17,9 @@ from services.health.sync_health_metrics import CONFLICT_POINTS, OUTCOME_POINTS,
 SCORE: Final = f"""
     CASE WHEN syncs = 0 OR last_sync_time IS NULL THEN {PERFECT}::float8 ELSE
         (syncs - failed_syncs) * {OUTCOME_POINTS}::float8 / syncs
-        + greatest(0, {RECENCY_POINTS}::float8 - greatest(0, extract(epoch FROM %(now)b::timestamptz - last_sync_time))
-            ::float8 / 3600 / {RECENCY_HOURS}::float8 * {RECENCY_POINTS}::float8)
+        + greatest(0, {RECENCY_POINTS}::float8
+            - greatest(0, date_part('epoch', %(now)b::timestamptz - last_sync_time))
+                / 3600 / {RECENCY_HOURS}::float8 * {RECENCY_POINTS}::float8)
         + greatest(0, {CONFLICT_POINTS}::float8 - conflicts * {CONFLICT_POINTS}::float8 / syncs)
     END"""
 _SAID: Final = "platform, network_type, app_version, os_version, clock_skew_us"
