@@ -379,6 +379,7 @@ ANYBODYS = {
     "/satchel.auth.v1.PasswordService/ResetPassword": "with a code: test_passwords",
     "/satchel.sessions.v1.ExerciseSessionService/CreateExerciseSession": "in one's own feed: test_access",
     "/satchel.sessions.v1.WorkoutPlanService/CreateWorkoutPlan": "in one's own feed: test_access",
+    "/satchel.health.v1.PageService/GetPageFile": "a file of the page, which holds nothing of anybody's: test_files",
 }
 PLACES = ("page_token", "cursor")
 LISTS = [
@@ -479,7 +480,7 @@ async def test_what_services_do_to_somebody_nobody_else_does(
 async def things(world: World) -> None:
     """Two of everything that is listed."""
     for number in (1, 2):
-        for make in (a_session, a_plan, a_file, a_conflict, a_known_device):
+        for make in (a_session, a_plan, a_file, a_conflict, a_known_device, a_whole_upload):
             await make(world)
         metric = {"type": "mood", "value": number, "notes": MARK}
         await world.called("POST", "/health_metrics", json={"health_metrics": [metric]})

@@ -40,7 +40,8 @@ export class Plot {
       pointermove: (event) => this.#point(event), pointerdown: (event) => this.#point(event),
       pointerleave: () => this.#moved(null), keydown: (event) => this.#key(event), blur: () => this.#moved(null),
     }, this.#drawing);
-    const legend = series.length > 1 ? el("p", { class: "legend small" }, series.map(({ name, mark }) => el("span", { "data-mark": mark }, name))) : null;
+    const named = series.length > 1 ? series : [];
+    const legend = el("p", { class: "legend small" }, named.map(({ name, mark }) => el("span", { "data-mark": mark }, name)));
     this.element = el("figure", {}, el("figcaption", {}, this.#title, legend), this.#reading, this.#handle);
     new ResizeObserver(() => this.#draw()).observe(this.#handle);
   }
