@@ -17,13 +17,15 @@ JSON: Final = "application/json"
 M = TypeVar("M", bound=Message)
 
 
-def unless_known(content: bytes, *, tag: str) -> HttpBody:
-    """A JSON document; for a REST caller whose If-None-Match names `tag` (without quotes) only 304."""
-    answer_headers(("etag", f'"{tag}"'), ("cache-control", f"public, max-age={MAX_AGE}"))
+def unless_known(
+    content: bytes, *, tag: str, content_type: str = JSON, cache_control: str = f"public, max-age={MAX_AGE}"
+) -> HttpBody:
+    """A document; for a REST caller whose If-None-Match names `tag` (without quotes) only 304."""
+    answer_headers(("etag", f'"{tag}"'), ("cache-control", cache_control))
     if current.get().rest and _names(header("if-none-match"), tag):
         answer_status(304)
-        return HttpBody(content_type=JSON)
-    return HttpBody(content_type=JSON, data=content)
+        return HttpBody(content_type=content_type)
+    return HttpBody(content_type=content_type, data=content)
 
 
 def answer_if_new(response: M, *, max_age: int) -> M:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -14,9 +14,10 @@ from runtime.call import Principal
 from runtime.clock import parse_moment
 from runtime.errors import Failure, Reason, invalid, missing
 from runtime.ids import parse_uuid
+from runtime.telemetry import logger
 from services.sessions.changes_domain import Change, decide
 from services.sessions.policies_domain import Policy, Side, Strategy, Winner, judge
-from services.sessions.records_domain import Key
+from services.sessions.records_domain import Key, Record
 from services.sessions.schemas import encode
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ DRY_RUN_CONFLICTS: Final = 10_000
 # So many of those that are open are told to a phone that comes; the rest is in the log.
 MAX_OPEN_TOLD: Final = 100
 OPTIONS: Final = ("accept_server", "accept_client", "merge")
+RESULTS: Final = ("resolved", "manual_required")
 _RESOLVE: Final = "sync.resolve"
 
 
@@ -38,6 +40,8 @@ class LoggedConflict:
     """A conflict in the log."""
 
     id: UUID
+    user_id: UUID
+    """Whose record it is."""
     key: Key
     server_version: int
     client_version: int
@@ -70,6 +74,8 @@ class Scope:
     domain: str
     """Empty: of every domain."""
     since: datetime
+    result: str = ""
+    """As LoggedConflict.result; empty: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,15 @@ class Log:
     rate_pct: float
     """Conflicts of the hundred of pushed changes."""
     next_token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """A conflict beside the record that it is about."""
+
+    conflict: LoggedConflict
+    record: Record | None
+    """As it stands; None: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +151,14 @@ class Conflicts:
         changed = sum(one.winner is not winner for one, winner in zip(logged, winners, strict=True))
         return DryRun(winners=Counter(winners), changed=changed)
 
-    async def log(self, caller: Principal, tenant_id: int, domain: str, since: str, size: int, token: str) -> Log:
+    async def log(
+        self, caller: Principal, tenant_id: int, domain: str, since: str, size: int, token: str, *, result: str = ""
+    ) -> Log:
         """The caller's conflicts, or the tenant's for its administrator, newest first. Raises Failure."""
         if tenant_id not in (0, caller.tenant_id):
             raise Failure(Reason.FORBIDDEN)
+        if result and result not in RESULTS:
+            raise invalid("resolution_result", f"must be one of {', '.join(RESULTS)}", "UNKNOWN_VALUE")
         limit, before = paging.page_size(size), paging.decode_token(token)
         start = self._now() - LOG_LIFETIME
         scope = Scope(
@@ -147,6 +166,7 @@ class Conflicts:
             user_id=None if caller.role == "admin" else caller.user_id,
             domain=domain.replace("\x00", "?"),
             since=max(start, parse_moment("since", since)) if since else start,
+            result=result,
         )
         found = await self._log.page(
             scope, limit=limit + 1, before=(before[0], UUID(parse_uuid("page_token", before[1]))) if before else None
@@ -168,10 +188,15 @@ class Conflicts:
         """One of the caller's conflicts; None when there is none."""
         return await self._log.conflict(caller.user_id, id)
 
+    async def inspect(self, caller: Principal, conflict_id: str) -> Inspected:
+        """A conflict that the caller may decide, or might have. Raises Failure: FIELD_INVALID, NOT_FOUND."""
+        conflict = await self._decidable(caller, conflict_id)
+        return Inspected(conflict=conflict, record=await self._store.record(conflict.user_id, conflict.key))
+
     async def resolve(
         self, caller: Principal, conflict_id: str, resolution: str, client_data: dict[str, Any] | None
     ) -> Resolved:
-        """Decides an open conflict of the caller, once.
+        """Decides an open conflict of the caller, or of somebody whose tenant the caller administers, once.
 
         Raises Failure: FIELD_MISSING, FIELD_INVALID, NOT_FOUND, SYNC_CONFLICT when it was decided already.
         """
@@ -181,19 +206,23 @@ class Conflicts:
             raise invalid("resolution", f"must be one of {', '.join(OPTIONS)}", "UNKNOWN_VALUE")
         if resolution == "merge" and client_data is None:
             raise missing("client_data")
-        id, now = UUID(parse_uuid("conflict_id", conflict_id)), self._now()
-        conflict = await self._log.conflict(caller.user_id, id)
-        if conflict is None:
-            raise Failure(Reason.NOT_FOUND, "There is no such conflict.")
+        conflict, now = await self._decidable(caller, conflict_id), self._now()
         winner = {"accept_server": Winner.SERVER, "accept_client": Winner.CLIENT, "merge": Winner.MERGED}[resolution]
         key = conflict.key
         if winner is not Winner.SERVER:
             if key.domain not in self._domains:
                 raise invalid("domain", "is not known here any more", "UNKNOWN_VALUE")
             self._domains.check_writable(key.domain)  # it met before the domain was the server's
-        async with self._store.feed(caller, [key], rpc=_RESOLVE, idempotency=None, now=now) as feed:
-            if not await feed.close_conflict(id, winner, now):
+        own = conflict.user_id == caller.user_id
+        # By the role of a service an erased feed is no reason to tell an administrator that the token has ended.
+        owner = caller if own else replace(caller, user_id=conflict.user_id, role="service")
+        async with self._store.feed(owner, [key], rpc=_RESOLVE, idempotency=None, now=now) as feed:
+            if feed.erased:
+                raise Failure(Reason.NOT_FOUND, "There is no such conflict.")
+            if not await feed.close_conflict(conflict.id, winner, now):
                 raise Failure(Reason.SYNC_CONFLICT)
+            if not own:
+                feed.news.append(conflict.id)  # nobody on its owner's side has seen the decision
             known = feed.known.get(key)
             version = known.version if known else 0
             if winner is not Winner.SERVER:
@@ -201,7 +230,28 @@ class Conflicts:
                 decided = decide(feed, [self._change(key, data, version, now)])
                 await feed.write(decided._replace(receipts=[]), now)  # a decision is no push
                 version = decided.receipts[0].version
-        return Resolved(conflict_id=id, winner=winner, version=version)
+        if not own:
+            logger().info(
+                "an administrator decided a conflict",
+                conflict=conflict.id,
+                user=conflict.user_id,
+                by=caller.user_id,
+                tenant=caller.tenant_id,
+                domain=key.domain,
+                record=key.id,
+                winner=str(winner),
+                version=version,
+            )
+        return Resolved(conflict_id=conflict.id, winner=winner, version=version)
+
+    async def _decidable(self, caller: Principal, conflict_id: str) -> LoggedConflict:
+        id = UUID(parse_uuid("conflict_id", conflict_id))
+        conflict = await self._log.conflict(caller.user_id, id)
+        if conflict is None and caller.role == "admin":
+            conflict = await self._log.conflict_of_tenant(caller.tenant_id, id)
+        if conflict is None:
+            raise Failure(Reason.NOT_FOUND, "There is no such conflict.")
+        return conflict
 
     def _change(self, key: Key, data: dict[str, Any] | None, version: int, now: datetime) -> Change:
         try:

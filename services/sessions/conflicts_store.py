@@ -81,28 +81,46 @@ def _in_scope(table: sa.Table, since: sa.ColumnElement[Any]) -> sa.ColumnElement
 
 _since: Final = bindparam("since", type_=_time)
 _LOGGED: Final = _in_scope(conflicts, conflicts.c.create_time >= _since)
-_PAGE: Final = (
-    sa.select(*conflicts.c)
-    .where(
-        _LOGGED,
-        sa.tuple_(conflicts.c.create_time, conflicts.c.id)
-        < sa.tuple_(
-            sa.func.coalesce(bindparam("before_time", type_=_time), sa.literal_column("'infinity'::timestamptz")),
-            sa.func.coalesce(
-                bindparam("before_id", type_=sa.Uuid),
-                sa.literal_column("'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid"),
+# Each with a condition of its own, in so many words: those that are open are found by a partial index.
+_RESULTS: Final = {
+    "": sa.true(),
+    "manual_required": conflicts.c.winner == sa.literal_column("'none'"),
+    "resolved": conflicts.c.winner != sa.literal_column("'none'"),
+}
+
+
+def _page(result: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    return (
+        sa.select(*conflicts.c)
+        .where(
+            _LOGGED,
+            result,
+            sa.tuple_(conflicts.c.create_time, conflicts.c.id)
+            < sa.tuple_(
+                sa.func.coalesce(bindparam("before_time", type_=_time), sa.literal_column("'infinity'::timestamptz")),
+                sa.func.coalesce(
+                    bindparam("before_id", type_=sa.Uuid),
+                    sa.literal_column("'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid"),
+                ),
             ),
-        ),
+        )
+        .order_by(conflicts.c.create_time.desc(), conflicts.c.id.desc())
+        .limit(bindparam("limit", type_=sa.Integer))
     )
-    .order_by(conflicts.c.create_time.desc(), conflicts.c.id.desc())
-    .limit(bindparam("limit", type_=sa.Integer))
-)
-_TOTAL: Final = sa.select(sa.func.count().label("total")).where(_LOGGED)
+
+
+_PAGES: Final = {name: _page(condition) for name, condition in _RESULTS.items()}
+_TOTALS: Final = {
+    name: sa.select(sa.func.count().label("total")).where(_LOGGED, condition) for name, condition in _RESULTS.items()
+}
 _PUSHED: Final = sa.select(sa.func.coalesce(sa.func.sum(push_counts.c["items"]), 0).label("total")).where(
     _in_scope(push_counts, push_counts.c.hour >= sa.func.date_trunc("hour", _since))
 )
 _ONE: Final = sa.select(*conflicts.c).where(
     conflicts.c.id == bindparam("id"), conflicts.c.user_id == bindparam("user_id")
+)
+_ONE_OF_TENANT: Final = sa.select(*conflicts.c).where(
+    conflicts.c.id == bindparam("id"), conflicts.c.tenant_id == bindparam("tenant_id")
 )
 
 _OPEN: Final = (
@@ -164,7 +182,7 @@ class ConflictStore:
         """Conflicts in the log, newest first, below `before` (the last one of a page)."""
         async with self._database.statements() as statements:
             rows = await statements.all(
-                _PAGE,
+                _PAGES[scope.result],
                 **_values(scope),
                 limit=limit,
                 before_time=before[0] if before else None,
@@ -175,7 +193,7 @@ class ConflictStore:
     async def totals(self, scope: Scope) -> tuple[int, int]:
         """How many conflicts, and how many pushed changes, there were."""
         async with self._database.statements() as statements:
-            logged = await statements.one(_TOTAL, **_values(scope))
+            logged = await statements.one(_TOTALS[scope.result], **_values(scope))
             pushed = await statements.one(_PUSHED, **_values(scope))
         return int(logged["total"]) if logged else 0, int(pushed["total"]) if pushed else 0
 
@@ -189,6 +207,12 @@ class ConflictStore:
         """One of the user's conflicts; None when there is none."""
         async with self._database.statements() as statements:
             row = await statements.one(_ONE, id=id, user_id=user_id)
+        return _conflict(row) if row else None
+
+    async def conflict_of_tenant(self, tenant_id: int, id: UUID) -> LoggedConflict | None:
+        """One of the conflicts of the tenant's users; None when there is none."""
+        async with self._database.statements() as statements:
+            row = await statements.one(_ONE_OF_TENANT, id=id, tenant_id=tenant_id)
         return _conflict(row) if row else None
 
 
@@ -234,6 +258,7 @@ def _values(scope: Scope) -> dict[str, object]:
 def _conflict(row: Row) -> LoggedConflict:
     return LoggedConflict(
         id=row["id"],
+        user_id=row["user_id"],
         key=Key(row["domain"], row["record_id"]),
         server_version=row["server_version"],
         client_version=row["client_version"],

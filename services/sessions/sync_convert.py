@@ -16,9 +16,10 @@ from runtime.documents import struct_from_json, struct_to_json
 from runtime.errors import Failure, invalid
 from services.sessions.adoptions_domain import Adopted
 from services.sessions.changes_domain import Notice, Receipt
-from services.sessions.conflicts_domain import OPTIONS, DryRun, Log, LoggedConflict, Resolved
+from services.sessions.conflicts_domain import OPTIONS, DryRun, Inspected, Log, LoggedConflict, Resolved
 from services.sessions.erasures_domain import Erased
 from services.sessions.policies_domain import Policy, Winner
+from services.sessions.records_domain import Record
 from services.sessions.stored_records_domain import Given
 from services.sessions.sync_domain import Answer, Page, Pushed
 
@@ -157,6 +158,19 @@ def log_response(log: Log) -> pb.ListConflictsResponse:
     )
 
 
+def conflict_response(inspected: Inspected) -> pb.GetConflictResponse:
+    """A conflict with both sides."""
+    conflict, record = inspected.conflict, inspected.record
+    return pb.GetConflictResponse(
+        conflict=_logged(conflict),
+        server_data=_text(conflict.server.data),
+        client_data=_text(conflict.client.data),
+        server_time=to_timestamp(conflict.server.time),
+        client_time=to_timestamp(conflict.client.time),
+        record=None if record is None else _entry(record),
+    )
+
+
 def client_data_from_pb(request: pb.ResolveConflictRequest) -> dict[str, Any] | None:
     """What the record is to hold, if the request says."""
     return struct_to_json(request.client_data) if request.HasField("client_data") else None
@@ -181,8 +195,23 @@ def conflict_to_pb(conflict: LoggedConflict) -> pb.ConflictNotice:
         mobile_id=conflict.key.id,
         server_version=conflict.server_version,
         client_version=conflict.client_version,
-        server_data="" if conflict.server.data is None else orjson.dumps(conflict.server.data).decode(),
+        server_data=_text(conflict.server.data),
         resolution_options=OPTIONS if is_open else (),
+    )
+
+
+def _text(data: dict[str, Any] | None) -> str:
+    return "" if data is None else orjson.dumps(data).decode()
+
+
+def _entry(record: Record) -> pb.FeedEntry:
+    return pb.FeedEntry(
+        domain=record.key.domain,
+        id=record.key.id,
+        version=record.version,
+        deleted=record.deleted,
+        data=_text(record.data),
+        update_time=to_timestamp(record.update_time),
     )
 
 
@@ -285,4 +314,5 @@ def _logged(conflict: LoggedConflict) -> pb.LoggedConflict:
         winning_version=str(conflict.winner),
         created_at=to_timestamp(conflict.create_time),
         losing_data=struct_from_json(conflict.losing_data),
+        user_id=str(conflict.user_id),
     )

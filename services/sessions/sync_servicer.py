@@ -108,9 +108,18 @@ class SyncServicer(pb_grpc.SyncServiceServicer):
 
     async def ListConflicts(self, request: pb.ListConflictsRequest, context: Context) -> pb.ListConflictsResponse:
         log = await self._conflicts.log(
-            principal(), request.tenant_id, request.domain, request.since, request.page_size, request.page_token
+            principal(),
+            request.tenant_id,
+            request.domain,
+            request.since,
+            request.page_size,
+            request.page_token,
+            result=request.resolution_result,
         )
         return convert.log_response(log)
+
+    async def GetConflict(self, request: pb.GetConflictRequest, context: Context) -> pb.GetConflictResponse:
+        return convert.conflict_response(await self._conflicts.inspect(principal(), request.conflict_id))
 
     async def ResolveConflict(self, request: pb.ResolveConflictRequest, context: Context) -> pb.ResolveConflictResponse:
         resolved = await self._conflicts.resolve(

@@ -22,6 +22,8 @@ from runtime.reporting import reporting
 from runtime.sweeping import sweeping
 from runtime.tiers import FILE as TIERS
 from runtime.tiers import read_tiers
+from services.uploads.active_domain import ActiveUploads
+from services.uploads.active_store import ActiveUploadStore
 from services.uploads.activities_domain import Activities
 from services.uploads.activity_parsing import activity_parsing
 from services.uploads.blobs import open_blobs
@@ -77,6 +79,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         sweeps = Sweeps(store, blobs, digests, outcomes=outcomes, now=utc_now)
         await stack.enter_async_context(sweeping(sweeps.round, config.sweep_interval))
         imports = Imports(activities, Spools(config.home / "spool"), limits.archives, monotonic=time.monotonic)
-        servicer = UploadServicer(limits, uploads, streamed, finalizer, files, imports)
+        active = ActiveUploads(ActiveUploadStore(db), now=utc_now)
+        servicer = UploadServicer(limits, uploads, streamed, finalizer, files, imports, active)
         uploads_pb2_grpc.add_UploadServiceServicer_to_server(servicer, server)
         yield

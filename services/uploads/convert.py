@@ -17,6 +17,7 @@ from satchel.uploads.v1 import uploads_pb2 as pb
 from runtime.clock import to_timestamp
 from runtime.errors import invalid
 from runtime.ids import parse_uuid
+from services.uploads.active_domain import ActiveUpload
 from services.uploads.activities_domain import Added
 from services.uploads.chunk_messages import ContentMessage
 from services.uploads.files_domain import Erased, Reading, Wanted
@@ -205,6 +206,35 @@ def before_from(token: tuple[datetime, str] | None) -> tuple[datetime, UUID] | N
 def place_of(file: Upload) -> tuple[datetime | None, str]:
     """Where a file stands in a list."""
     return file.finish_time, str(file.id)
+
+
+def active_place_of(active: ActiveUpload) -> tuple[datetime | None, str]:
+    """Where an upload that is on its way stands in a list."""
+    return active.upload.create_time, str(active.upload.id)
+
+
+def active_response(active: Iterable[ActiveUpload], total: int, next_token: str) -> pb.ListActiveUploadsResponse:
+    """A page of uploads that are on their way."""
+    return pb.ListActiveUploadsResponse(
+        uploads=[_active_to_pb(one) for one in active], total=total, next_page_token=next_token
+    )
+
+
+def _active_to_pb(active: ActiveUpload) -> pb.ActiveUpload:
+    upload, progress = active.upload, active.progress
+    return pb.ActiveUpload(
+        upload_id=str(upload.id),
+        user_id=str(upload.user_id),
+        filename=upload.filename,
+        mime_type=upload.mime_type,
+        total_size=upload.total_size,
+        status=upload.status,
+        stored_chunks=progress.stored,
+        total_chunks=progress.chunks,
+        progress_pct=progress.percent,
+        created_at=to_timestamp(upload.create_time),
+        expires_at=to_timestamp(upload.expire_time),
+    )
 
 
 def files_response(files: Iterable[pb.File], next_token: str) -> pb.ListFilesResponse:

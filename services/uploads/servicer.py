@@ -15,6 +15,7 @@ from runtime.clock import to_timestamp
 from runtime.interceptors import decoded_by, taken_in_turn
 from runtime.paging import decode_token, next_token, page_size
 from services.uploads import convert
+from services.uploads.active_domain import ActiveUploads
 from services.uploads.activities_domain import own_id
 from services.uploads.chunk_messages import ChunkMessage, ContentMessage, read_chunk, read_content
 from services.uploads.files_domain import Files, Reading, check_not_empty
@@ -41,6 +42,7 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         finalizer: Finalizer,
         files: Files,
         imports: Imports,
+        active: ActiveUploads,
     ) -> None:
         self._limits = limits
         self._uploads = uploads
@@ -48,6 +50,7 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
         self._finalizer = finalizer
         self._files = files
         self._imports = imports
+        self._active = active
 
     async def GetUploadLimits(self, request: pb.GetUploadLimitsRequest, context: Context) -> pb.GetUploadLimitsResponse:
         return convert.limits_response(self._limits, await self._uploads.room(principal()))
@@ -135,6 +138,14 @@ class UploadServicer(pb_grpc.UploadServiceServicer):
             outcome = await self._imports.add(principal(), handed)
         answer_status(201 if outcome.created else 200)
         return convert.activity_document(outcome)
+
+    async def ListActiveUploads(
+        self, request: pb.ListActiveUploadsRequest, context: Context
+    ) -> pb.ListActiveUploadsResponse:
+        limit = page_size(request.page_size)
+        before = convert.before_from(decode_token(request.page_token))
+        found, total = await self._active.page(principal(), limit + 1, before)
+        return convert.active_response(found[:limit], total, next_token(found, limit, convert.active_place_of))
 
     async def EraseUserFiles(self, request: pb.EraseUserFilesRequest, context: Context) -> pb.EraseUserFilesResponse:
         return convert.erased_response(await self._files.erase(request.user_id))

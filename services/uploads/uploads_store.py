@@ -21,13 +21,13 @@ from services.uploads.uploads_domain import Chunk, Upload
 PATIENCE: Final = timedelta(milliseconds=500)
 MAX_WAITING: Final = 2
 
-_UPLOAD: Final = """
+UPLOAD: Final = """
     id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, contested, create_time,
     expire_time, finish_time, activity, failure"""
 # One after the other for each user, so that two starts cannot both take the last room of a quota.
 _LOCK_USER: Final = "SELECT pg_advisory_xact_lock(%b::int8)"
 _SAME: Final = f"""
-    SELECT {_UPLOAD} FROM uploads.uploads
+    SELECT {UPLOAD} FROM uploads.uploads
     WHERE user_id = %b AND file_hash = %b AND total_size = %b AND mime_type = %b
         AND (status = 'completed' OR (status IN ('active', 'assembling') AND filename = %b AND expire_time > %b))
     ORDER BY status = 'completed' DESC, create_time LIMIT 1"""  # noqa: S608  # of constants
@@ -45,7 +45,7 @@ _INSERT: Final = """
     VALUES (%b, %b, %b, %b, %b, %b, %b, %b, 'active', %b, %b)"""
 _PROLONG: Final = """
     UPDATE uploads.uploads SET expire_time = greatest(expire_time, %b) WHERE id = %b AND status = 'active'"""
-_FIND: Final = f"SELECT {_UPLOAD} FROM uploads.uploads WHERE id = %b"  # noqa: S608  # of constants
+_FIND: Final = f"SELECT {UPLOAD} FROM uploads.uploads WHERE id = %b"  # noqa: S608  # of constants
 _HOLD: Final = _FIND + " FOR UPDATE"
 _HOLD_NOW: Final = _HOLD + " NOWAIT"
 _PATIENCE: Final = "SELECT set_config('lock_timeout', %b, true)"
@@ -82,12 +82,12 @@ _END: Final = """
 _SET_ACTIVITY: Final = "UPDATE uploads.uploads SET activity = %b WHERE id = %b"
 _FORGET_CHUNKS: Final = "DELETE FROM uploads.chunks WHERE upload_id = %b"
 _EXPIRED: Final = f"""
-    SELECT {_UPLOAD} FROM uploads.uploads
+    SELECT {UPLOAD} FROM uploads.uploads
     WHERE status IN ('active', 'assembling') AND expire_time <= %b AND (status = 'active' OR expire_time <= %b)
     ORDER BY expire_time LIMIT 1 FOR UPDATE SKIP LOCKED"""  # noqa: S608  # of constants
 _KNOWN: Final = "SELECT id FROM uploads.uploads WHERE id = ANY(%b::uuid[]) AND status = ANY(%b::text[])"
 _FILES: Final = f"""
-    SELECT {_UPLOAD} FROM uploads.uploads
+    SELECT {UPLOAD} FROM uploads.uploads
     WHERE user_id = %b AND status = 'completed'
         AND (finish_time, id) < (coalesce(%b, 'infinity'::timestamptz), coalesce(%b, id))
     ORDER BY finish_time DESC, id DESC LIMIT %b"""  # noqa: S608  # of constants

@@ -368,7 +368,7 @@ async def test_an_unknown_query_parameter_is_refused_by_its_name(client: httpx.A
     assert error(answer)["details"] == [{"field": "nope", "reason": "UNKNOWN"}]
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1/nothing", "/api/v1/nothing", "/ws/x", "/users/me/x", "/"])
+@pytest.mark.parametrize("path", ["/nothing", "/v1/nothing", "/api/v1/nothing", "/ws/x", "/users/me/x", "/page/"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "TRACE"])
 async def test_an_unknown_path_is_not_found(client: httpx.AsyncClient, method: str, path: str) -> None:
     answer = await client.request(method, path)

@@ -107,6 +107,7 @@ EXPECTED = {
     "/satchel.sessions.v1.SyncService/GetPolicy": USERS,
     "/satchel.sessions.v1.SyncService/UpdatePolicy": ADMINS,
     "/satchel.sessions.v1.SyncService/ListConflicts": USERS,
+    "/satchel.sessions.v1.SyncService/GetConflict": USERS,
     "/satchel.sessions.v1.SyncService/ResolveConflict": USERS,
     "/satchel.sessions.v1.MetaService/ListSchemas": OPEN,
     "/satchel.sessions.v1.MetaService/GetSchema": OPEN,
@@ -139,6 +140,7 @@ EXPECTED = {
     "/satchel.uploads.v1.UploadService/ListFiles": USERS,
     "/satchel.uploads.v1.UploadService/DeleteFile": USERS,
     "/satchel.uploads.v1.UploadService/AddActivity": USERS,
+    "/satchel.uploads.v1.UploadService/ListActiveUploads": ADMINS,
     "/satchel.uploads.v1.UploadService/EraseUserFiles": SERVICES,
     "/satchel.health.v1.HealthService/CheckMesh": OPEN,
     "/satchel.auth.v1.SubscriptionService/ReceiveEvent": OPEN,
@@ -161,6 +163,8 @@ EXPECTED = {
     "/satchel.health.v1.HealthService/ListSyncPoints": ADMINS,
     "/satchel.health.v1.HealthService/WatchSyncHealth": ADMINS,
     "/satchel.health.v1.HealthService/EraseUserDevices": SERVICES,
+    "/satchel.health.v1.PageService/GetPage": OPEN,
+    "/satchel.health.v1.PageService/GetPageFile": OPEN,
 }
 ACCESS = {
     options.ACCESS_PUBLIC: (OPEN,),
@@ -217,7 +221,9 @@ def request_for(method: str) -> Message:
             "resolution_policy": "client_wins",
             "validate_only": True,
         },
+        "GetConflict": {"conflict_id": str(uuid4())},
         "ResolveConflict": {"conflict_id": str(uuid4()), "resolution": "accept_server"},
+        "GetPageFile": {"name": "page.css"},
         "InitUpload": {
             "filename": "a.txt",
             "total_size": 1,

@@ -423,7 +423,14 @@ PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
         "limit": BAD_PAGES["page_size"],
     },
     "GetPolicy": {"tenant_id": ("x", "1.5", "true", "99999999999")},
-    "ListConflicts": {"tenant_id": ("x", "", "1.5", "99999999999", "%00"), "since": SINCE, **BAD_PAGES},
+    "ListConflicts": {
+        "tenant_id": ("x", "", "1.5", "99999999999", "%00"),
+        "since": SINCE,
+        "resolution_result": ("open", "RESOLVED", "failed", "%00", "x" * 2000),
+        **BAD_PAGES,
+    },
+    "GetConflict": {},
+    "ListActiveUploads": BAD_PAGES,
     "UploadChunk": {"chunk_index": ("x", "1.5", "true", "99999999999", "%20")},
     "UploadContent": {},
     "GetUploadStatus": {},
@@ -471,6 +478,7 @@ ELSEWHERE = {
     "AddActivity": "test_activities.py",
     "ReceiveEvent": "test_subscriptions.py",
     "ReceiveRevenueCatEvent": "test_subscriptions.py",
+    **dict.fromkeys(("GetPage", "GetPageFile"), "test_files.py"),
 }
 
 # Bodies that are no JSON object at all, or none that anybody can read.

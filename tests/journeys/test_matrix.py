@@ -140,6 +140,10 @@ async def a_conflict(world: World) -> Request:
     return {"conflict_id": receipt["conflict"]["conflict_id"], "resolution": "accept_server"}
 
 
+async def an_open_conflict(world: World) -> Request:
+    return {"conflict_id": (await a_conflict(world))["conflict_id"]}
+
+
 async def an_upload(world: World, content: bytes = CONTENT) -> Request:
     asked_for = {
         "filename": f"{MARK}.txt",
@@ -276,8 +280,16 @@ def rows() -> list[Row]:
         Row(
             sessions + "SyncService/ResolveConflict",
             a_conflict,
-            # The first of the owner's has decided it.
-            refused(N) | dict.fromkeys(("service for the owner", "owner"), "SYNC_CONFLICT"),
+            # The tenant's administrator has decided it, who comes first.
+            refused(N)
+            | dict.fromkeys(("owner's program", "service for the owner", "owner"), "SYNC_CONFLICT")
+            | {"boss": ""},
+        ),
+        Row(
+            sessions + "SyncService/GetConflict",
+            an_open_conflict,
+            refused(N, reader="") | {"boss": ""},
+            tells=("boss",),
         ),
         Row(
             sessions + "SyncService/ListConflicts",
@@ -367,6 +379,7 @@ ANYBODYS = {
     "/satchel.auth.v1.PasswordService/ResetPassword": "with a code: test_passwords",
     "/satchel.sessions.v1.ExerciseSessionService/CreateExerciseSession": "in one's own feed: test_access",
     "/satchel.sessions.v1.WorkoutPlanService/CreateWorkoutPlan": "in one's own feed: test_access",
+    "/satchel.health.v1.PageService/GetPageFile": "a file of the page, which holds nothing of anybody's: test_files",
 }
 PLACES = ("page_token", "cursor")
 LISTS = [
@@ -467,7 +480,7 @@ async def test_what_services_do_to_somebody_nobody_else_does(
 async def things(world: World) -> None:
     """Two of everything that is listed."""
     for number in (1, 2):
-        for make in (a_session, a_plan, a_file, a_conflict, a_known_device):
+        for make in (a_session, a_plan, a_file, a_conflict, a_known_device, a_whole_upload):
             await make(world)
         metric = {"type": "mood", "value": number, "notes": MARK}
         await world.called("POST", "/health_metrics", json={"health_metrics": [metric]})
@@ -479,9 +492,8 @@ async def test_a_place_in_ones_own_list_leads_nobody_else_there(
     world: World, things: None, channel: grpc.aio.Channel, policy: Policy
 ) -> None:
     """Everything that is listed: what the owner has is not in it, also from the place where the owner stands."""
-    boss = OURS["/satchel.auth.v1.SecurityEventService/ListTenantSecurityEvents"]
-    whose = "boss" if policy is boss or policy.method.endswith("/ListDeviceHealth") else "owner"
-    by_admins = policy is boss or policy.method.endswith(("/ListConflicts", "/ListDeviceHealth"))
+    whose = "boss" if policy.access == options.ACCESS_ADMIN else "owner"
+    by_admins = policy.access == options.ACCESS_ADMIN or policy.method.endswith("/ListConflicts")
     size = {"limit": 1} if policy.method.endswith(("/PullChanges", "/PullChangesJson")) else {"page_size": 1}
     answer, reason = await asked(
         channel, policy.method, message(policy.method, size), (("authorization", f"Bearer {world.tokens[whose]}"),)

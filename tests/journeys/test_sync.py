@@ -19,8 +19,10 @@ from grpc_status import rpc_status
 from satchel.sessions.v1 import sync_pb2 as pb
 from satchel.sessions.v1 import sync_pb2_grpc
 
+from runtime.telemetry import log_to_stderr
 from tests.conftest import Edge
 from tests.factories import PASSWORD, Phone, change, device_session, exercise_session, puzzle_session
+from tests.streams import talking
 
 PUSH, PULL, CONFLICTS = "/api/v1/sync/push", "/api/v1/sync/pull", "/api/v1/sync/conflicts"
 OPTIONS = ["accept_server", "accept_client", "merge"]
@@ -142,6 +144,7 @@ class TestSeed003:
         assert is_time(conflict.pop("created_at"))
         assert isinstance(conflict.pop("id"), str)
         assert conflict.pop("losing_data") == {"text": "stale"}
+        assert conflict.pop("user_id") == phone.user_id
         assert conflict == {
             "mobile_id": page["id"],
             "domain": "journal",
@@ -830,7 +833,8 @@ class TestPolicies:
 class Open:
     """A conflict that waits for its user's decision."""
 
-    def __init__(self, administrator: Phone, phone: Phone, page: dict[str, Any], conflict_id: str) -> None:
+    def __init__(self, tenant: int, administrator: Phone, phone: Phone, page: dict[str, Any], conflict_id: str) -> None:
+        self.tenant = tenant
         self.administrator = administrator
         self.phone = phone
         self.page = page
@@ -846,7 +850,7 @@ async def undecided(edge: Edge) -> Open:
     page = change(data={"text": "server"})
     await push(phone, page)
     (receipt,) = await push(phone, {**page, "data": {"text": "client"}})
-    return Open(administrator, phone, page, receipt["conflict"]["conflict_id"])
+    return Open(tenant, administrator, phone, page, receipt["conflict"]["conflict_id"])
 
 
 class TestInbox:
@@ -888,12 +892,106 @@ class TestInbox:
         (entry,) = (await pull(undecided.phone))["changes"]
         assert (entry["version"], entry["data"]) == (2, {"text": "client"})
 
-    async def test_nobody_else_decides_it(self, edge: Edge, undecided: Open) -> None:
-        stranger = await edge.phone()
-        for other in (stranger, undecided.administrator):
+    async def test_nobody_else_decides_it_or_sees_it(self, edge: Edge, undecided: Open) -> None:
+        tenant = undecided.tenant
+        stranger, neighbour = await edge.phone(), await edge.phone(tenant_id=tenant)
+        for other in (stranger, neighbour, await edge.administrator(tenant_id=tenant + 1)):
             assert refusal(await resolve(other, undecided.id, "accept_server")) == (404, "NOT_FOUND", [])
+            assert refusal(await other.call("GET", f"{CONFLICTS}/{undecided.id}")) == (404, "NOT_FOUND", [])
         assert refusal(await resolve(undecided.phone, str(uuid4()), "accept_server")) == (404, "NOT_FOUND", [])
         assert (await resolve(undecided.phone, undecided.id, "accept_server")).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("resolution", "winner", "stored"),
+        [("accept_server", "server", "server"), ("accept_client", "client", "client"), ("merge", "merged", "both")],
+    )
+    async def test_an_administrator_decides_for_a_user_whose_record_it_stays(
+        self, undecided: Open, resolution: str, winner: str, stored: str
+    ) -> None:
+        boss, phone = undecided.administrator, undecided.phone
+        given = {"client_data": {"text": "both"}} if resolution == "merge" else {}
+        answer = await resolve(boss, undecided.id, resolution, **given)
+        assert (answer.status_code, answer.json()["winning_version"]) == (200, winner), answer.text
+        assert await held(phone, undecided.page) == {"text": stored}
+        assert (await pull(boss))["changes"] == []
+        (logged,) = (await log(phone))["conflicts"]
+        assert (logged["winning_version"], logged["user_id"]) == (winner, phone.user_id)
+        for other in (boss, phone):
+            assert refusal(await resolve(other, undecided.id, "accept_client")) == (409, "SYNC_004", [])
+
+    @pytest.mark.parametrize("resolution", ["accept_server", "accept_client"])
+    async def test_the_users_device_hears_what_an_administrator_has_decided(
+        self, edge: Edge, undecided: Open, resolution: str
+    ) -> None:
+        async with (
+            grpc.aio.insecure_channel(edge.target) as channel,
+            talking(channel, undecided.phone.metadata, device_id="a") as talk,
+        ):
+            assert (await talk.hear("conflict")).resolution_options
+            assert (await resolve(undecided.administrator, undecided.id, resolution)).status_code == 200
+            heard = [await talk.hear()]
+            if resolution == "accept_client":
+                heard.append(await talk.hear())
+        said = {one.WhichOneof("message"): one for one in heard}
+        assert said["conflict"].conflict.conflict_id == undecided.id
+        assert not said["conflict"].conflict.resolution_options, "there is nothing to decide any more"
+        if resolution == "accept_client":
+            (entry,) = said["changes"].changes.changes
+            assert (entry.version, json.loads(entry.data)) == (2, {"text": "client"})
+
+    async def test_an_administrators_decision_leaves_a_line_in_the_log(
+        self, own_edge: Callable[..., Awaitable[Edge]], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        edge = await own_edge(log_level="info")
+        log_to_stderr("tests", "info")
+        try:
+            boss, phone = await edge.administrator(tenant_id=7), await edge.phone(tenant_id=7)
+            await set_policy(boss, 7, "journal", "manual")
+            page = change(data={"text": "server"})
+            _, receipt = await push(phone, page, {**page, "data": {"text": "client"}})
+            id = receipt["conflict"]["conflict_id"]
+            assert (await resolve(boss, id, "accept_client")).status_code == 200
+        finally:
+            log_to_stderr("tests", "warning")
+        lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+        (told,) = [line for line in lines if line.get("conflict") == id]
+        assert (told["by"], told["user"], told["tenant"]) == (boss.user_id, phone.user_id, 7)
+        assert (told["record"], told["winner"], told["version"]) == (page["id"], "client", 2)
+
+    async def test_both_sides_are_shown_in_full_beside_the_record_as_it_stands(self, undecided: Open) -> None:
+        phone, page = undecided.phone, undecided.page
+        large = 2**60 + 1
+        await push(phone, {**page, "base_version": 1, "data": {"text": "third", "n": large}})
+        (receipt,) = await push(phone, {**page, "operation": "DELETE"})
+        for reader in (phone, undecided.administrator):
+            first = (await reader.call("GET", f"{CONFLICTS}/{undecided.id}")).json()
+            assert json.loads(first["server_data"]) == {"text": "server"}
+            assert json.loads(first["client_data"]) == {"text": "client"}
+            assert (first["conflict"]["id"], first["conflict"]["user_id"]) == (undecided.id, phone.user_id)
+            assert is_time(first["server_time"])
+            assert is_time(first["client_time"])
+            assert (first["record"]["version"], json.loads(first["record"]["data"])["n"]) == (2, large)
+        other = (await phone.call("GET", f"{CONFLICTS}/{receipt['conflict']['conflict_id']}")).json()
+        assert (json.loads(other["server_data"]), other["client_data"]) == ({"text": "third", "n": large}, "")
+        answer = await phone.call("GET", f"{CONFLICTS}/x")
+        assert refusal(answer) == (400, "SYNC_001", ["conflict_id"])
+
+    async def test_those_that_wait_are_listed_by_themselves(self, undecided: Open) -> None:
+        phone, boss = undecided.phone, undecided.administrator
+        (receipt,) = await push(phone, {**undecided.page, "data": {"text": "again"}})
+        other = receipt["conflict"]["conflict_id"]
+        assert (await resolve(phone, undecided.id, "accept_server")).status_code == 200
+        for reader in (phone, boss):
+            found = {
+                result: await log(reader, resolution_result=result) for result in ("", "manual_required", "resolved")
+            }
+            listed = {result: [one["id"] for one in page["conflicts"]] for result, page in found.items()}
+            assert listed == {"": [other, undecided.id], "manual_required": [other], "resolved": [undecided.id]}
+            assert {result: page["total"] for result, page in found.items()} == {
+                "": 2,
+                "manual_required": 1,
+                "resolved": 1,
+            }
 
     async def test_a_decision_that_cannot_be_stored_leaves_it_open(self, undecided: Open) -> None:
         phone = undecided.phone
