@@ -12,7 +12,7 @@ from satchel.options.v1 import options_pb2 as options
 
 from deploy.openapi.comments import Comments
 from deploy.openapi.refusals import JSON, Refusals
-from deploy.openapi.schemas import Schemas
+from deploy.openapi.schemas import Schemas, is_required
 from runtime.contract import HttpRule, Limit, Policy
 from runtime.idempotency import MAX_KEY_CHARS
 
@@ -102,7 +102,7 @@ class Operations:
             "name": field.json_name if policy.camel_case else field.name,
             "in": place,
             **({"description": text} if text else {}),
-            **({"required": True} if place == "path" else {}),
+            **({"required": True} if place == "path" or is_required(field) else {}),
             "schema": schema,
         }
 
@@ -138,8 +138,7 @@ class Operations:
             # An answer that is none of the good ones: what it holds, or the refusal.
             refusal = self._refusals.found[refusals.pop(status)["$ref"].rpartition("/")[2]]
             schemas = [one["content"][JSON]["schema"] for one in (answers[status], refusal)]
-            answers[status]["content"] = {JSON: {"schema": {"anyOf": schemas}}}
-            answers[status]["description"] = refusal["description"]
+            answers[status] = {**refusal, "content": {JSON: {"schema": {"anyOf": schemas}}}}
         return {str(status): one for status, one in sorted((answers | refusals).items())}
 
     def _answer(self, method: MethodDescriptor, policy: Policy) -> Json:

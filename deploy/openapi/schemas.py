@@ -76,7 +76,7 @@ class Schemas:
 
         def fill() -> Schema:
             fields = [field for field in message.fields if field.name not in without]
-            required = [field for field in fields if _is_required(field)]
+            required = [field for field in fields if is_required(field)]
             return self._object(message, fields, required, answered=False, camel_case=camel_case)
 
         name = _name(message) if message.name.endswith("Request") else f"{_name(message)}Input"
@@ -162,7 +162,8 @@ def _enum(enum: EnumDescriptor) -> Schema:
     return {"type": "string", "enum": [value.name for value in enum.values]}
 
 
-def _is_required(field: FieldDescriptor) -> bool:
+def is_required(field: FieldDescriptor) -> bool:
+    """Whether a request without the field is refused."""
     return field_behavior_pb2.REQUIRED in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
 
 

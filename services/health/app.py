@@ -10,11 +10,14 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 from satchel.health.v1 import health_pb2_grpc as satchel_health_pb2_grpc
+from satchel.health.v1 import reference_pb2_grpc
 
 from runtime.config import SERVICES, Config
 from runtime.database import database
 from runtime.mesh import channel
 from services.health.domain import PROBE_TIMEOUT, Mesh, Part
+from services.health.reference_files import read_reference
+from services.health.reference_servicer import ReferenceServicer
 from services.health.servicer import HealthServicer
 
 
@@ -37,6 +40,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
             stack.push_async_callback(redis.aclose)
         parts.append(Part(name="redis", needed=False, probe=_redis_probe(redis) if redis else None))
         satchel_health_pb2_grpc.add_HealthServiceServicer_to_server(HealthServicer(Mesh(parts)), server)
+        reference_pb2_grpc.add_ReferenceServiceServicer_to_server(ReferenceServicer(read_reference()), server)
         yield
 
 

@@ -154,6 +154,9 @@ EXPECTED = {
     "/satchel.auth.v1.ExportService/ExportAccount": USERS,
     "/satchel.sessions.v1.SyncService/AdoptRecords": SERVICES,
     "/satchel.uploads.v1.UploadService/AdoptFiles": SERVICES,
+    "/satchel.health.v1.ReferenceService/GetOpenApi": OPEN,
+    "/satchel.health.v1.ReferenceService/GetDocs": OPEN,
+    "/satchel.health.v1.ReferenceService/GetDocsFile": OPEN,
 }
 ACCESS = {
     options.ACCESS_PUBLIC: (OPEN,),

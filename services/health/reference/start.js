@@ -1,0 +1,12 @@
+// Shows the document on the page. A token that is typed in lives as long as the page does, and nothing leaves for
+// another host.
+window.SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#docs",
+  deepLinking: true,
+  docExpansion: "none",
+  filter: true,
+  tryItOutEnabled: true,
+  persistAuthorization: false,
+  validatorUrl: null,
+});
