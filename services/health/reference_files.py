@@ -23,8 +23,8 @@ _SWAGGER_UI: Final = {"swagger-ui.css": "swagger_style.css", "swagger-ui-bundle.
 
 # What Swagger UI needs: to load its own parts, to draw icons that are data, to set styles, and to call this server.
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _PAGE_HEADERS: Final = (("content-security-policy", _POLICY), ("referrer-policy", "no-referrer"))
 

@@ -22,87 +22,75 @@ OPERATIONS = [
 OURS = [policy for policy in contract.policies().values() if policy.service not in contract.INFRASTRUCTURE]
 DOORS = [(rule, policy) for policy in OURS for rule in policy.http]
 
-# What was promised to those who write apps, verb and path, before there was any code.
-PROMISED = """
-POST /v1/auth/signup
-POST /auth/register
-POST /v1/auth/signin
-POST /auth/login
-GET /v1/auth/me
-DELETE /v1/auth/me
-POST /v1/auth/refresh
-POST /v1/auth/signout
-GET /v1/auth/devices
-DELETE /v1/auth/devices/{id}
-POST /v1/auth/anonymous
-POST /auth/sso/{provider}
-POST /v1/auth/sso/{provider}
-POST /auth/password/request-reset
-POST /auth/password/reset
-POST /v1/auth/password/request-reset
-POST /v1/auth/password/reset
-GET /.well-known/jwks.json
-GET /v1/subscription/status
-POST /v1/subscription/events
-POST /users
-GET /users
-GET /users/{user_id}
-POST /garmin_credentials/{user_id}
-PUT /garmin_credentials/{user_id}
-GET /garmin_credentials/{user_id}
-POST /tokens
-PUT /tokens/{user_id}
-GET /tokens/{user_id}
-POST /sessions
-GET /sessions/{id}
-GET /sessions
-POST /v1/sessions
-GET /v1/sessions
-POST /sessions/batch_upload
-POST /v1/sessions/batch_upload
-POST /api/v1/sessions/batch_upload
-GET /users/me/stats
-PATCH /users/me/stats
-GET /v1/users/me/stats
-PATCH /v1/users/me/stats
-GET /meta/schemas
-GET /meta/schemas/{domain}
-GET /v1/meta/schemas
-GET /v1/meta/schemas/{domain}
-GET /meta/app_version
-GET /v1/meta/app_version
-POST /health_metrics
-GET /health_metrics
-POST /workout_plans
-GET /workout_plans/{workout_id}
-GET /ws/mobile/sync/
-POST /api/v1/sync/push
-GET /api/v1/sync/pull
-GET /api/v1/sync/policies/{tenant_id}/{domain}
-PUT /api/v1/sync/policies/{tenant_id}/{domain}
-GET /api/v1/sync/conflicts
-POST /api/v1/sync/conflicts/{conflict_id}/resolve
-POST /api/v1/uploads/init
-POST /api/v1/uploads/{upload_id}/chunk/{chunk_index}
-PUT /api/v1/uploads/{upload_id}/content
-GET /api/v1/uploads/{upload_id}/status
-POST /api/v1/uploads/{upload_id}/finalize
-DELETE /api/v1/uploads/{upload_id}
-GET /files/{name}
-HEAD /files/{name}
-POST /activities/{user_id}
-GET /api/v1/sync/health
-GET /api/v1/sync/devices/{device_id}/health
-GET /healthz
-POST /api/garmin/login
-POST /api/garmin/mfa
-POST /api/v1/garmin/activities
-POST /api/v1/garmin/workouts
-POST /api/v1/garmin/health
-GET /api/v1/garmin/sync/status
-GET /openapi.json
-GET /docs
-""".split("\n")[1:-1]
+# The paths that are promised to those who write apps.
+PROMISED = {
+    "/v1/auth/signup": ("POST",),
+    "/auth/register": ("POST",),
+    "/v1/auth/signin": ("POST",),
+    "/auth/login": ("POST",),
+    "/v1/auth/me": ("GET", "DELETE"),
+    "/v1/auth/refresh": ("POST",),
+    "/v1/auth/signout": ("POST",),
+    "/v1/auth/devices": ("GET",),
+    "/v1/auth/devices/{id}": ("DELETE",),
+    "/v1/auth/anonymous": ("POST",),
+    "/auth/sso/{provider}": ("POST",),
+    "/v1/auth/sso/{provider}": ("POST",),
+    "/auth/password/request-reset": ("POST",),
+    "/auth/password/reset": ("POST",),
+    "/v1/auth/password/request-reset": ("POST",),
+    "/v1/auth/password/reset": ("POST",),
+    "/.well-known/jwks.json": ("GET",),
+    "/v1/subscription/status": ("GET",),
+    "/v1/subscription/events": ("POST",),
+    "/users": ("POST", "GET"),
+    "/users/{user_id}": ("GET",),
+    "/garmin_credentials/{user_id}": ("POST", "PUT", "GET"),
+    "/tokens": ("POST",),
+    "/tokens/{user_id}": ("PUT", "GET"),
+    "/sessions": ("POST", "GET"),
+    "/sessions/{id}": ("GET",),
+    "/v1/sessions": ("POST", "GET"),
+    "/sessions/batch_upload": ("POST",),
+    "/v1/sessions/batch_upload": ("POST",),
+    "/api/v1/sessions/batch_upload": ("POST",),
+    "/users/me/stats": ("GET", "PATCH"),
+    "/v1/users/me/stats": ("GET", "PATCH"),
+    "/meta/schemas": ("GET",),
+    "/meta/schemas/{domain}": ("GET",),
+    "/v1/meta/schemas": ("GET",),
+    "/v1/meta/schemas/{domain}": ("GET",),
+    "/meta/app_version": ("GET",),
+    "/v1/meta/app_version": ("GET",),
+    "/health_metrics": ("POST", "GET"),
+    "/workout_plans": ("POST",),
+    "/workout_plans/{workout_id}": ("GET",),
+    "/ws/mobile/sync/": ("GET",),
+    "/api/v1/sync/push": ("POST",),
+    "/api/v1/sync/pull": ("GET",),
+    "/api/v1/sync/policies/{tenant_id}/{domain}": ("GET", "PUT"),
+    "/api/v1/sync/conflicts": ("GET",),
+    "/api/v1/sync/conflicts/{conflict_id}/resolve": ("POST",),
+    "/api/v1/uploads/init": ("POST",),
+    "/api/v1/uploads/{upload_id}/chunk/{chunk_index}": ("POST",),
+    "/api/v1/uploads/{upload_id}/content": ("PUT",),
+    "/api/v1/uploads/{upload_id}/status": ("GET",),
+    "/api/v1/uploads/{upload_id}/finalize": ("POST",),
+    "/api/v1/uploads/{upload_id}": ("DELETE",),
+    "/files/{name}": ("GET", "HEAD"),
+    "/activities/{user_id}": ("POST",),
+    "/api/v1/sync/health": ("GET",),
+    "/api/v1/sync/devices/{device_id}/health": ("GET",),
+    "/healthz": ("GET",),
+    "/api/garmin/login": ("POST",),
+    "/api/garmin/mfa": ("POST",),
+    "/api/v1/garmin/activities": ("POST",),
+    "/api/v1/garmin/workouts": ("POST",),
+    "/api/v1/garmin/health": ("POST",),
+    "/api/v1/garmin/sync/status": ("GET",),
+    "/openapi.json": ("GET",),
+    "/docs": ("GET",),
+}
 
 
 def resolved(found: Any) -> Any:
@@ -123,10 +111,10 @@ def test_the_document_is_valid_openapi() -> None:
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 
-@pytest.mark.parametrize("promised", PROMISED)
-def test_what_was_promised_is_in_the_document(promised: str) -> None:
-    verb, path = promised.split()
-    assert operation(verb, path)["responses"]
+@pytest.mark.parametrize("path", PROMISED)
+def test_what_was_promised_is_in_the_document(path: str) -> None:
+    for verb in PROMISED[path]:
+        assert operation(verb, path)["responses"]
 
 
 def test_every_door_of_the_contract_is_in_the_document_and_nothing_else_is() -> None:
