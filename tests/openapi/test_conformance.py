@@ -142,12 +142,26 @@ async def provided(phone: Phone) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
-@pytest.mark.parametrize(("verb", "path", "said"), ASKED, ids=lambda value: value if isinstance(value, str) else "")
+def is_refusable(said: Any) -> bool:
+    """Whether anything of a request could be wrong that reaches the operation: a path of another form does not."""
+    places = {one["in"] for one in said.get("parameters", ())}
+    return bool(said["security"]) or "requestBody" in said or "query" in places
+
+
+@pytest.mark.parametrize(
+    ("mode", "verb", "path", "said"),
+    [
+        *((GenerationMode.POSITIVE, *one) for one in ASKED),
+        *((GenerationMode.NEGATIVE, *one) for one in ASKED if is_refusable(one[2])),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else str(value),
+)
 async def test_the_answer_is_one_that_the_document_tells_of(
-    edge: Edge, callers: list[Caller], verb: str, path: str, said: Any, mode: GenerationMode
+    edge: Edge, callers: list[Caller], mode: GenerationMode, verb: str, path: str, said: Any
 ) -> None:
-    if said["operationId"] in FATAL:
+    if not said["security"]:
+        callers = callers[-1:]
+    elif said["operationId"] in FATAL:
         callers = [Caller("leaver", (await edge.phone()).headers), callers[-1]]
     strategy = SCHEMA[path][verb].as_strategy(generation_mode=mode)
 
@@ -161,13 +175,13 @@ async def test_the_answer_is_one_that_the_document_tells_of(
     )
     @hypothesis.given(case=strategy, by_name=st.booleans())
     def ask(case: Case, by_name: bool) -> None:
+        # Nobody knows in whose dialect to refuse what is no proper HTTP.
+        case.headers = {name: value for name, value in case.headers.items() if "_" not in name}
+        generated = dict(case.path_parameters)
         for caller in callers:
-            one = copy.copy(case)
             if by_name:
-                one.path_parameters = {
-                    name: caller.known.get(name, value) for name, value in case.path_parameters.items()
-                }
-            one.call_and_validate(base_url=edge.url, session=session, headers=caller.headers, checks=CHECKS)
+                case.path_parameters = {name: caller.known.get(name, value) for name, value in generated.items()}
+            case.call_and_validate(base_url=edge.url, session=session, headers=caller.headers, checks=CHECKS)
 
     with requests.Session() as session:
         ask()
