@@ -36,7 +36,12 @@ _STATUSES: Final = {
     206: "The part that was asked for.",
     304: "The caller has it already.",
 }
-_ACCESS: Final = {
+_ACCESS_NAMES: Final[dict[int, str]] = {value: name.removeprefix("ACCESS_") for name, value in options.Access.items()}
+_DIALECT_NAMES: Final[dict[int, str]] = {
+    value: name.removeprefix("DIALECT_") for name, value in options.Dialect.items()
+}
+_SCOPE_NAMES: Final[dict[int, str]] = {value: name.removeprefix("SCOPE_") for name, value in options.Scope.items()}
+_ACCESS: Final[dict[int, str]] = {
     options.ACCESS_ADMIN: "For administrators of the tenant.",
     options.ACCESS_SERVICE: "For other services of the mesh only.",
     options.ACCESS_OPERATOR: "For administrators and for other services of the mesh.",
@@ -122,7 +127,7 @@ class Operations:
 
     def _responses(self, method: MethodDescriptor, policy: Policy, rule: HttpRule, *, has_body: bool) -> Json:
         headers = _answer_headers(method, policy)
-        answers = {}
+        answers: dict[int, Json] = {}
         said = method.GetOptions().Extensions[options.response_content]
         for content in said or [options.Content()]:
             status = content.status or policy.success_status
@@ -131,8 +136,6 @@ class Operations:
                 body = {}
             text = _STATUSES.get(status, "The answer.")
             answers[status] = {"description": text, "headers": headers, **({"content": body} if body else {})}
-        if policy.success_status not in answers and not said:
-            raise ValueError(f"{method.full_name} has no answer")
         refusals = self._refusals.of(method, policy, rule, has_body=has_body)
         for status in answers.keys() & refusals.keys():
             # An answer that is none of the good ones: what it holds, or the refusal.
@@ -206,8 +209,8 @@ def _security(policy: Policy) -> list[Json]:
 def _policy_of(policy: Policy) -> Json:
     return {
         "x-satchel-rpc": policy.method,
-        "x-satchel-access": options.Access.Name(policy.access).removeprefix("ACCESS_"),
-        "x-satchel-errors": options.Dialect.Name(policy.dialect).removeprefix("DIALECT_"),
+        "x-satchel-access": _ACCESS_NAMES[policy.access],
+        "x-satchel-errors": _DIALECT_NAMES[policy.dialect],
         "x-satchel-rate-limits": [_limit(limit) for limit in policy.limits],
         "x-satchel-delegable": policy.delegable,
     }
@@ -217,6 +220,6 @@ def _limit(limit: Limit) -> Json:
     return {
         "count": limit.count,
         "window_seconds": limit.window,
-        "scope": options.Scope.Name(limit.scope).removeprefix("SCOPE_"),
+        "scope": _SCOPE_NAMES[limit.scope],
         **({"account_field": limit.account_field} if limit.account_field else {}),
     }
