@@ -13,13 +13,15 @@ MAX_AGE: Final = 300
 JSON: Final = "application/json"
 
 
-def unless_known(content: bytes, *, tag: str, media_type: str = JSON) -> HttpBody:
+def unless_known(
+    content: bytes, *, tag: str, content_type: str = JSON, cache_control: str = f"public, max-age={MAX_AGE}"
+) -> HttpBody:
     """A document; for a REST caller whose If-None-Match names `tag` (without quotes) only 304."""
-    answer_headers(("etag", f'"{tag}"'), ("cache-control", f"public, max-age={MAX_AGE}"))
+    answer_headers(("etag", f'"{tag}"'), ("cache-control", cache_control))
     if current.get().rest and _names(header("if-none-match"), tag):
         answer_status(304)
-        return HttpBody(content_type=media_type)
-    return HttpBody(content_type=media_type, data=content)
+        return HttpBody(content_type=content_type)
+    return HttpBody(content_type=content_type, data=content)
 
 
 def _names(if_none_match: str, tag: str) -> bool:

@@ -14,7 +14,7 @@ from runtime.call import answer_headers
 from runtime.errors import Failure, Reason
 
 # By the ending of a file's name; a file with another one is not served.
-MEDIA_TYPES: Final = {
+CONTENT_TYPES: Final = {
     "css": "text/css; charset=utf-8",
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
@@ -30,7 +30,7 @@ class StaticFile:
     """A file as it is answered."""
 
     content: bytes
-    media_type: str
+    content_type: str
     tag: str
     """Strong: a hash of the content."""
 
@@ -49,9 +49,9 @@ class StaticFiles:
             raise Failure(Reason.NOT_FOUND, "There is no such file.")
         file = self._files[name]
         answer_headers(*self._headers)
-        return unless_known(file.content, tag=file.tag, media_type=file.media_type)
+        return unless_known(file.content, tag=file.tag, content_type=file.content_type)
 
 
 def _static_file(name: str, content: bytes) -> StaticFile:
-    media_type = MEDIA_TYPES[name.rpartition(".")[2]]
-    return StaticFile(content=content, media_type=media_type, tag=hashlib.sha256(content).hexdigest()[:32])
+    content_type = CONTENT_TYPES[name.rpartition(".")[2]]
+    return StaticFile(content=content, content_type=content_type, tag=hashlib.sha256(content).hexdigest()[:32])

@@ -146,7 +146,7 @@ class Operations:
 
     def _answer(self, method: MethodDescriptor, policy: Policy) -> Json:
         if method.output_type.full_name == HTTP_BODY:
-            raise ValueError(f"{method.full_name} answers bytes and does not say which (response_content)")
+            return {"*/*": {"schema": _BINARY}}
         schema = self._schemas.answered(method.output_type, camel_case=policy.camel_case)
         if method.server_streaming:
             text = "Server-sent events; the data of each is a JSON object by the schema of x-satchel-event."

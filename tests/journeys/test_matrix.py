@@ -336,6 +336,7 @@ ANYBODYS = {
     "/satchel.auth.v1.PasswordService/ResetPassword": "with a code: test_passwords",
     "/satchel.sessions.v1.ExerciseSessionService/CreateExerciseSession": "in one's own feed: test_access",
     "/satchel.sessions.v1.WorkoutPlanService/CreateWorkoutPlan": "in one's own feed: test_access",
+    "/satchel.health.v1.ReferenceService/GetDocsFile": "a part of a page that is there for everybody",
 }
 PLACES = ("page_token", "cursor")
 LISTS = [

@@ -6,6 +6,7 @@ window.SwaggerUIBundle({
   deepLinking: true,
   docExpansion: "none",
   filter: true,
+  defaultModelsExpandDepth: 0,
   tryItOutEnabled: true,
   persistAuthorization: false,
   validatorUrl: null,
