@@ -56,7 +56,10 @@ class Watch:
     count: Callable[[str], Awaitable[None]]
     """Counts a message as a call of the rpc that is named as on the wire. Raises Failure(RATE_LIMITED)."""
     cut: Callable[[], None]
-    """Ends the stream though its caller does not take what was written; what was not taken is lost."""
+    """Ends the stream though its caller does not take what was written; what was not taken is lost.
+
+    Only of streams on both sides: elsewhere the edge does, when the stream's time is over.
+    """
     draining: asyncio.Event
     """Set when this process is about to stop."""
 
@@ -80,7 +83,7 @@ class Call:
     headers: tuple[tuple[str, str], ...] = ()
     """What the answer's headers carry beside the answer, such as the rate limit."""
     watch: Watch | None = None
-    """For rpcs that are streams on both sides."""
+    """For rpcs whose answer is a stream."""
 
 
 current: ContextVar[Call] = ContextVar("call")
@@ -110,10 +113,10 @@ def header(name: str) -> str:
 
 
 def watch() -> Watch:
-    """What goes on around the stream that is being served; only for rpcs that are streams on both sides."""
+    """What goes on around the stream that is being served; only for rpcs whose answer is a stream."""
     watched = current.get().watch
     if watched is None:
-        raise LookupError("this rpc is no stream on both sides")
+        raise LookupError("the answer of this rpc is no stream")
     return watched
 
 

@@ -129,6 +129,8 @@ class Config(BaseSettings):
     """A file like services/uploads/limits.json that takes its place; empty: none."""
     domains: Path | None = None
     """A directory of schema files, each one a domain beside the built-in ones; empty: none."""
+    alerts: Path | None = None
+    """A file whose thresholds take the place of those in services/health/alerts.json; empty: none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     sso: Mapping[str, SsoProvider] = Field(default_factory=dict)
@@ -142,7 +144,7 @@ class Config(BaseSettings):
     supabase_tenant: int = Field(1, ge=1)
     """The tenant of all the project's users."""
 
-    @field_validator("domains", "upload_limits", "tiers", "free_puzzles_per_day", mode="before")
+    @field_validator("domains", "upload_limits", "tiers", "free_puzzles_per_day", "alerts", mode="before")
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from google.api import annotations_pb2
+from google.api import annotations_pb2, httpbody_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from satchel.auth.v1 import (
@@ -127,6 +127,8 @@ class Policy:
     http: tuple[HttpRule, ...]
     delegable: bool = True
     """Whether it is open to an application's token, and to a service that acts for a user."""
+    events: bool = False
+    """Whether one request is answered by a stream of messages, each of them whole by itself."""
 
     @property
     def service(self) -> str:
@@ -177,6 +179,11 @@ def _policy(method: MethodDescriptor) -> Policy:
         read_only=said.idempotency_level == descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS,
         http=tuple(_http_rules(said)),
         delegable=said.Extensions[options.delegable] or method.containing_service.file.package != _GUARDED,
+        events=(
+            method.server_streaming
+            and not method.client_streaming
+            and method.output_type.full_name != httpbody_pb2.HttpBody.DESCRIPTOR.full_name
+        ),
     )
 
 

@@ -25,8 +25,12 @@ SILENCE: Final = 5.0
 class Hints:
     """Words to and from the other replicas; whoever needs to be sure has to look by himself as well."""
 
-    def __init__(self, hear: Callable[[str], None], turned: Callable[[], None]) -> None:
-        """`hear` takes each word of another replica; `turned` is called when Redis comes and goes."""
+    def __init__(self, hear: Callable[[str], None], turned: Callable[[], None], *, channel: str = CHANNEL) -> None:
+        """`hear` takes each word of another replica; `turned` is called when Redis comes and goes.
+
+        Only those hear each other who are on the same `channel`.
+        """
+        self._channel = channel
         self._hear = hear
         self._turned = turned
         self._own = uuid4().hex
@@ -47,14 +51,14 @@ class Hints:
             while len(words) < MAX_TOGETHER and not self._waiting.empty():
                 words.append(self._waiting.get_nowait())
             with suppress(RedisError, OSError, TimeoutError):
-                await client.publish(CHANNEL, " ".join([self._own, *dict.fromkeys(words)]))
+                await client.publish(self._channel, " ".join([self._own, *dict.fromkeys(words)]))
 
     async def listen(self, client: redis.asyncio.Redis) -> None:
         """Hears until it is cancelled, however often Redis comes and goes."""
         while True:
             try:
                 async with client.pubsub() as subscription:
-                    await cast(Any, subscription).subscribe(CHANNEL)
+                    await cast(Any, subscription).subscribe(self._channel)
                     await self._hear_all(subscription)
             except (RedisError, OSError, TimeoutError) as error:
                 if self.connected:
@@ -84,9 +88,11 @@ class Hints:
 
 
 @asynccontextmanager
-async def hints(redis_url: str, hear: Callable[[str], None], turned: Callable[[], None]) -> AsyncIterator[Hints]:
+async def hints(
+    redis_url: str, hear: Callable[[str], None], turned: Callable[[], None], *, channel: str = CHANNEL
+) -> AsyncIterator[Hints]:
     """Hints for as long as the block runs; with an empty `redis_url` nothing is ever told or heard."""
-    words = Hints(hear, turned)
+    words = Hints(hear, turned, channel=channel)
     if not redis_url:
         yield words
         return

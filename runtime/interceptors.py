@@ -187,6 +187,7 @@ class _Guard:
             try:
                 request = self._read(data)
                 await self._contract.admit(call, request)
+                call.watch = self._contract.watch(call, lambda: None)
                 async with aclosing(self._answer(request, context)) as responses:
                     async for response in responses:
                         # Not before: a call that is refused by its handler must not have begun to succeed.
@@ -277,6 +278,9 @@ class _Guard:
             logger().error("a handler failed", method=self._policy.method, request_id=call.request_id, exc_info=error)
         elif failure is not error:
             logger().warning("a call failed", request_id=call.request_id, error=repr(error))
+        if begun and call.rest and self._policy.events:
+            # What came was whole, and whoever asks again is told why there is no more.
+            await context.abort(failure.reason.row.code, failure.message)
         if begun and call.rest:
             logger().error("an answer broke off", method=self._policy.method, request_id=call.request_id)
             await context.abort(failure.reason.row.code, failure.message, trailing_metadata=TOO_MANY_TRAILERS)

@@ -23,6 +23,7 @@ from satchel.auth.v1 import (
     token_exchange_pb2,
     token_exchange_pb2_grpc,
 )
+from satchel.health.v1 import health_pb2, health_pb2_grpc
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
 from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
 
@@ -309,6 +310,26 @@ class UploadsClient:
             timeout=ERASE_TIMEOUT,
             metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
         )
+
+
+class HealthClient:
+    """What other services ask of the health service."""
+
+    def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
+        self._stub = health_pb2_grpc.HealthServiceStub(opened)
+        self._tokens = tokens
+
+    async def erase_user(self, user_id: UUID) -> dict[str, Any]:
+        """Forgets all devices of a user; returns how many were forgotten in all, this time and before.
+
+        Raises grpc.aio.AioRpcError when it is away.
+        """
+        response = await self._stub.EraseUserDevices(
+            health_pb2.EraseUserDevicesRequest(user_id=str(user_id)),
+            timeout=ERASE_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
+        return {"devices": response.total_devices}
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> Exception:

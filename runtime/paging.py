@@ -13,6 +13,8 @@ from runtime.errors import invalid
 
 DEFAULT_SIZE: Final = 100
 MAX_SIZE: Final = 1000
+# A device's id, with what else tells its place.
+MAX_ID_CHARS: Final = 500
 
 T = TypeVar("T")
 
@@ -47,7 +49,7 @@ def decode_token(token: str) -> tuple[datetime, str] | None:
     try:
         text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
         time, _, id = text.partition(" ")
-        if "\x00" in id or len(id) > 100:
+        if "\x00" in id or len(id) > MAX_ID_CHARS:
             raise ValueError(id)
         return datetime.fromisoformat(time), id
     except (binascii.Error, ValueError):

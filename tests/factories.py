@@ -129,6 +129,7 @@ def filled(path: str, **given: str) -> str:
         "chunk_index": "0",
         "provider": "nobody",
         "receipt_id": "del_x",
+        "device_id": "phone-1",
         **given,
     }
     for name, value in values.items():

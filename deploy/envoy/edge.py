@@ -224,7 +224,12 @@ def _transcoder(descriptor_set: Path, *, camel_case: bool) -> Config:
         # The route of the REST path stays, with the timeout, retries and dialect of its rpc.
         "match_incoming_request_route": True,
         # With query_param_unescape_plus unset a plus stays one: e-mails and time zones have them, nothing has spaces.
-        "print_options": {"always_print_primitive_fields": True, "preserve_proto_field_names": not camel_case},
+        "print_options": {
+            "always_print_primitive_fields": True,
+            "preserve_proto_field_names": not camel_case,
+            # A stream of messages is read as server-sent events.
+            "stream_sse_style_delimited": True,
+        },
         "request_validation_options": {"reject_unknown_method": True, "reject_unknown_query_parameters": True},
         "max_request_body_size": MAX_REQUEST_BYTES,
         "max_response_body_size": MAX_RESPONSE_BYTES,

@@ -215,7 +215,7 @@ def _nothing(match: Config, dialect: int, camel_case: bool) -> Config:
 
 def _action(policy: Policy) -> Config:
     streamed: Config = {"timeout": "0s", "idle_timeout": STREAM_IDLE_TIMEOUT}
-    if conversing(policy.method):
+    if conversing(policy.method) or policy.events:
         streamed["max_stream_duration"] = {"max_stream_duration": STREAM_DURATION}
     unary = {
         "timeout": UNARY_TIMEOUT,

@@ -24,6 +24,7 @@ def deletion_response(deletion: Deletion) -> deletions_pb2.GetDeletionResponse:
             files=removed.get("files", 0),
             uploads=removed.get("uploads", 0),
             bytes=removed.get("bytes", 0),
+            devices=removed.get("devices", 0),
         ),
         merged=deletion.merged,
     )

@@ -77,6 +77,7 @@ async def test_a_receipt_tells_what_was_removed_part_by_part(edge: Edge, phone: 
             "files": 1,
             "uploads": 1,
             "bytes": len(CONTENT),
+            "devices": 0,
         },
     }
     assert told["completed_at"] >= told["deleted_at"]
@@ -128,7 +129,7 @@ async def killed_and_back(child: Child) -> None:
     await child.until_ready()
 
 
-@pytest.mark.parametrize("victim", ["auth", "sessions", "uploads"])
+@pytest.mark.parametrize("victim", ["auth", "sessions", "uploads", "health"])
 async def test_what_was_removed_is_counted_once_though_a_service_is_killed_in_the_middle(
     database_url: str, tmp_path: Path, new_database: Callable[[], str], victim: str
 ) -> None:
@@ -150,6 +151,7 @@ async def test_what_was_removed_is_counted_once_though_a_service_is_killed_in_th
             "files": 8,
             "uploads": 0,
             "bytes": 8 * len("file 0"),
+            "devices": 0,
         }
         with psycopg.connect(database_url) as connection:
             (left,) = connection.execute("SELECT count(*) FROM sessions.records WHERE NOT deleted").fetchall()

@@ -379,6 +379,8 @@ BAD_PAGES = {
 }
 SINCE = ("x", "2026", "2026-13-01", "1e400", "%00", "0001-01-01T00:00:00%2B14:00", "x" * 2000)
 KINDS = ("x", "SIGNED_IN", "signed_in,signed_out", "%00", "x" * 2000, "%20")
+NOT_TENANTS = ("x", "", "-1", "1.5", "true", "99999999999", "%00")
+NOT_HOURS = ("-1", "2161", "x", "", "1.5", "true", "99999999999", "%00")
 PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "GetMe": {},
     "ListIdentities": {},
@@ -432,6 +434,23 @@ PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "CancelUpload": {},
     "ListFiles": BAD_PAGES,
     "DeleteFile": {},
+    "GetSyncHealth": {"tenant_id": NOT_TENANTS, "hours": NOT_HOURS},
+    "GetDeviceHealth": {"device_id": ("a.b", "%20", "%C3%A9", "x" * 256, "x" * 2000)},
+    "ListDeviceHealth": {
+        "tenant_id": NOT_TENANTS,
+        "order_by": ("x", "SCORE", "score,device_id", "%20", "%00", "x" * 2000),
+        "app_version": ("x" * 101, "%00"),
+        **BAD_PAGES,
+    },
+    "ListSyncPoints": {
+        "tenant_id": NOT_TENANTS,
+        "hours": ("-1", "17521", "x", "", "1.5", "true", "99999999999", "%00"),
+        "step": ("x", "HOUR", "week", "%20", "%00", "x" * 2000),
+        "domain": ("%00", "x" * 65, "x" * 2000),
+        "user_id": tuple(f"{bad}&device_id=a" for bad in ("x", "7", "%00", "g" * 32, "x" * 2000)),
+        "device_id": tuple(f"{bad}&user_id={uuid4()}" for bad in ("a.b", "%20", "%00", "%C3%A9", "x" * 256)),
+    },
+    "WatchSyncHealth": {"tenant_id": NOT_TENANTS, "hours": NOT_HOURS},
     "GetFile": {"expires": tuple(f"{bad}&signature=x" for bad in ("", "x", "-1", "1.5", "9" * 13, "%D9%A1", "%00"))},
 }
 # Doors whose cases stand with the rest of what is known of them: they answer in another form, or to administrators.

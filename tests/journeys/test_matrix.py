@@ -33,6 +33,8 @@ from services.auth.tokens import AccessTokens
 from tests.auth.callers import as_service, bearer, service_headers
 from tests.conftest import Edge
 from tests.factories import Phone, change, exercise_session, filled, puzzle_session
+from tests.health.reports import message as message_of
+from tests.health.reports import reporting
 from tests.journeys.test_access import CODES, DESCRIPTORS, LET_IN, OURS, asked, request_for
 from tests.polling import until
 
@@ -208,6 +210,22 @@ async def a_log(world: World) -> Request:
     return {"tenant_id": world.tenant}
 
 
+async def a_tenant(world: World) -> Request:
+    return {"tenant_id": world.tenant}
+
+
+async def a_known_device(world: World) -> Request:
+    """One whose id says whose it is."""
+    device_id = f"phone-of-{world.owner.user_id}"
+    async with reporting(world.edge) as reporter:
+        await reporter.report(message_of(world.tenant, world.owner.user_id, device_id))
+    return {"device_id": device_id}
+
+
+async def a_course(world: World) -> Request:
+    return {**await a_known_device(world), "tenant_id": world.tenant, "user_id": world.owner.user_id}
+
+
 def refused(reason: str, *, reader: str = "FORBIDDEN") -> dict[str, str]:
     """The answers of an rpc that is open to the owner and whoever acts for the owner, and to others is `reason`."""
     others = dict.fromkeys(OUTSIDERS, reason)
@@ -222,6 +240,8 @@ BY_PROGRAMS = dict.fromkeys(
 READ = refused(F, reader="")
 CHANGED = refused(F)
 UPLOADED = refused(U)
+OF_THE_TENANT = READ | dict.fromkeys(OUTSIDERS, "") | {"stranger": F, "other boss": F}
+OF_ADMINISTRATORS = CHANGED | BY_PROGRAMS | {"boss": "", "owner": F}
 ADMINISTERED = CHANGED | {"boss": "", "service": ""} | BY_PROGRAMS
 
 
@@ -246,6 +266,7 @@ class Row:
 
 def rows() -> list[Row]:
     auth, sessions, uploads = "/satchel.auth.v1.", "/satchel.sessions.v1.", "/satchel.uploads.v1.UploadService/"
+    health = "/satchel.health.v1.HealthService/"
     users, programs = auth + "UserService/", auth + "ApplicationTokenService/"
     acting = ("owner", "owner's program", "service for the owner")
     empty = UPLOADED | dict.fromkeys(acting, "FIELD_MISSING")
@@ -306,6 +327,16 @@ def rows() -> list[Row]:
         ),
         Row(programs + "ListApplicationTokens", the_owner, ADMINISTERED, tells=("boss", "service")),
         Row(auth + "DeviceService/DeleteDevice", a_device, refused(N) | BY_PROGRAMS | {"owner": SELF}),
+        Row(health + "GetSyncHealth", a_tenant, OF_THE_TENANT),
+        Row(
+            health + "GetDeviceHealth",
+            a_known_device,
+            refused(N, reader="") | {"boss": ""},
+            tells=("boss",),
+        ),
+        Row(health + "ListDeviceHealth", a_tenant, OF_ADMINISTRATORS, tells=("boss",)),
+        Row(health + "ListSyncPoints", a_course, OF_ADMINISTRATORS, tells=("boss",)),
+        Row(health + "WatchSyncHealth", a_tenant, OF_ADMINISTRATORS),
         Row(
             auth + "SecurityEventService/ListTenantSecurityEvents",
             the_owner,
@@ -437,7 +468,7 @@ async def test_what_services_do_to_somebody_nobody_else_does(
 async def things(world: World) -> None:
     """Two of everything that is listed."""
     for number in (1, 2):
-        for make in (a_session, a_plan, a_file, a_conflict):
+        for make in (a_session, a_plan, a_file, a_conflict, a_known_device):
             await make(world)
         metric = {"type": "mood", "value": number, "notes": MARK}
         await world.called("POST", "/health_metrics", json={"health_metrics": [metric]})
@@ -450,8 +481,8 @@ async def test_a_place_in_ones_own_list_leads_nobody_else_there(
 ) -> None:
     """Everything that is listed: what the owner has is not in it, also from the place where the owner stands."""
     boss = OURS["/satchel.auth.v1.SecurityEventService/ListTenantSecurityEvents"]
-    whose = "boss" if policy is boss else "owner"
-    by_admins = policy is boss or policy.method.endswith("/ListConflicts")
+    whose = "boss" if policy is boss or policy.method.endswith("/ListDeviceHealth") else "owner"
+    by_admins = policy is boss or policy.method.endswith(("/ListConflicts", "/ListDeviceHealth"))
     size = {"limit": 1} if policy.method.endswith(("/PullChanges", "/PullChangesJson")) else {"page_size": 1}
     answer, reason = await asked(
         channel, policy.method, message(policy.method, size), (("authorization", f"Bearer {world.tokens[whose]}"),)

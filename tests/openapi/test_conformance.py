@@ -39,12 +39,7 @@ EXAMPLES = 4
 SEED = 20260226
 
 # Rpcs by the beginning of their names that have no code behind them yet: nothing when all are built.
-UNBUILT = (
-    "/satchel.garmin.v1.",
-    "/satchel.health.v1.HealthService/Get",
-    "/satchel.health.v1.HealthService/List",
-    "/satchel.health.v1.HealthService/Watch",
-)
+UNBUILT = ("/satchel.garmin.v1.",)
 # Who calls these successfully cannot call again.
 FATAL = ("DeleteMe", "SignOut")
 
@@ -134,6 +129,7 @@ async def provided(phone: Phone) -> dict[str, Any]:
         "file_id": upload["upload_id"],
         "name": file["file_url"].rpartition("/")[2],
         "chunk_index": 0,
+        "device_id": "phone-1",
         "conflict_id": conflicts[0]["id"] if conflicts else str(uuid4()),
         "domain": "journal",
         "tenant_id": 1,

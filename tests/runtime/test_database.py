@@ -44,10 +44,10 @@ def test_replicas_that_start_at_once_migrate_once(empty_database: str) -> None:
 
 
 def test_a_service_without_tables_has_nothing_to_migrate(empty_database: str) -> None:
-    assert head("health") is None
-    migrate(empty_database, "health")
+    assert head("websocket") is None
+    migrate(empty_database, "websocket")
     with psycopg.connect(empty_database) as connection:
-        schemas = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = 'health'").fetchall()
+        schemas = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = 'websocket'").fetchall()
     assert schemas == []
 
 

@@ -1,0 +1,73 @@
+"""Owns the two shapes of reports: messages and domain values."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+from uuid import UUID
+
+from satchel.health.v1 import health_pb2 as pb
+
+from runtime.clock import from_timestamp
+from runtime.errors import invalid, missing
+from runtime.ids import parse_uuid
+from services.health.counts import Counts
+from services.health.outcomes_domain import MAX_WORD_CHARS, Outcome, Report, Said
+
+# Beyond what any check lets through, and no float is lost on the way to an integer.
+_FAR: Final = 1e18
+
+
+def report_from_pb(request: pb.ReportOutcomesRequest) -> Report:
+    """A batch. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
+    return Report(
+        reporter=UUID(parse_uuid("reporter", request.reporter)),
+        number=request.number,
+        outcomes=[outcome_from_pb(f"outcomes[{place}]", one) for place, one in enumerate(request.outcomes)],
+        dropped=request.dropped,
+    )
+
+
+def outcome_from_pb(path: str, message: pb.Outcome) -> Outcome:
+    """One outcome. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
+    if not message.HasField("time"):
+        raise missing(f"{path}.time")
+    return Outcome(
+        tenant_id=message.tenant_id,
+        user_id=UUID(parse_uuid(f"{path}.user_id", message.user_id)) if message.user_id else None,
+        device_id=message.device_id,
+        domain=message.domain,
+        time=from_timestamp(f"{path}.time", message.time),
+        counts=Counts(
+            syncs=message.syncs,
+            failed_syncs=message.failed_syncs,
+            items=message.items,
+            conflicts=message.conflicts,
+            rejected=message.rejected,
+            duration_us=_whole(f"{path}.duration_ms", message.duration_ms * 1000),
+            uploads_completed=message.uploads_completed,
+            uploads_abandoned=message.uploads_abandoned,
+            upload_bytes=_whole(f"{path}.upload_bytes", message.upload_bytes),
+        ),
+        said=Said(
+            platform=_word(message.platform),
+            network_type=_word(message.network_type),
+            app_version=_word(message.app_version),
+            os_version=_word(message.os_version),
+            clock_skew_us=(
+                _whole(f"{path}.clock_skew_ms", message.clock_skew_ms * 1000)
+                if message.HasField("clock_skew_ms")
+                else None
+            ),
+        ),
+    )
+
+
+def _whole(field: str, number: float) -> int:
+    if not math.isfinite(number):
+        raise invalid(field, "must be a number")
+    return round(max(-_FAR, min(_FAR, number)))
+
+
+def _word(text: str) -> str | None:
+    return text[:MAX_WORD_CHARS].replace("\x00", "") or None
