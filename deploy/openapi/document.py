@@ -29,8 +29,8 @@ that the server runs on; the same rpcs are there over gRPC on the same port.
 **Retrying is harmless.** Items have names that the phone chooses; calls that have none take an `Idempotency-Key`.
 
 **Errors** have a stable `code` in one of three dialects, by the published API that a path belongs to (CORE, FLOW,
-MOBILE), or are `{"detail": "…"}` (DETAIL); `x-satchel-errors` tells which. What is no proper HTTP, such as a header with
-an underscore in its name, is refused in CORE before anybody knows which path was meant.
+MOBILE), or are `{"detail": "…"}` (DETAIL); `x-satchel-errors` tells which. What is no proper HTTP, such as a header
+with an underscore in its name, is refused in CORE before anybody knows which path was meant.
 
 **Headers that every call hears.** A phone may say of itself `X-Device-Id`, `X-App-Version`, `X-OS-Version`,
 `X-Network-Type` and `X-Platform`.

@@ -35,7 +35,7 @@ async def test_somebody_finds_an_rpc_on_the_page_and_calls_it_with_a_token(edge:
         await page.locator(".auth-btn-wrapper .btn-done").click()
         rpc = page.locator("#operations-AuthService-GetMe")
         await rpc.get_by_role("button", name="Execute").click()
-        answer = rpc.locator(".live-responses-table .response-col_description").first
+        answer = rpc.locator(".live-responses-table .highlight-code").first
         await playwright_api.expect(answer).to_contain_text(phone.email, timeout=PATIENCE)
         await browser.close()
     assert complaints == []
