@@ -15,7 +15,11 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
 
 # Directories too: their time changes when a file is removed.
-PROTOS := $(shell find protos -mindepth 1 -type d -o -name '*.proto')
+PROTOS := $(shell find protos -mindepth 1 -type d -o -name '*.proto' -o -name '*.json')
+
+# What gen/ is written by, and what of the code the reference of the API tells.
+GENERATORS := deploy/codegen.py $(wildcard deploy/openapi/*.py) runtime/contract.py runtime/errors.py \
+	$(wildcard services/sessions/schemas/*.json)
 
 # An interpreter that was upgraded away takes what was installed for it along.
 $(shell test -x $(BIN)/python || rm -f $(VENV)/.*-stamp)
@@ -93,6 +97,6 @@ $(VENV)/.%-stamp: requirements/%.txt
 		printf '%s\n' "$(CURDIR)/gen" "$(CURDIR)" > "$$packages/satchel.pth"; done
 	@touch $@
 
-gen/.stamp: $(PROTOS) deploy/codegen.py requirements/run.txt | $(VENV)/.$(GENERATOR)-stamp
+gen/.stamp: $(PROTOS) $(GENERATORS) requirements/run.txt | $(VENV)/.$(GENERATOR)-stamp
 	@echo "Writing gen/ from protos/"
 	@$(BIN)/python -m deploy.codegen

@@ -1,8 +1,10 @@
-"""Writes gen/ from protos/: Python of every message and service, type stubs, the edge's descriptor set."""
+"""Writes gen/ from protos/: Python of messages and services, type stubs, the edge's descriptors, OpenAPI."""
 
 import argparse
 import importlib.util
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -51,6 +53,7 @@ def generate(protos: Path, gen: Path) -> None:
             *_sources(protos),
             ERROR_DETAILS,
         )
+        _write_reference(protos, fresh, Path(scratch, "sources.binpb"))
         if gen.exists():
             gen.rename(stale)
         fresh.rename(gen)
@@ -58,7 +61,7 @@ def generate(protos: Path, gen: Path) -> None:
 
 
 def write_image(protos: Path, image: Path) -> None:
-    """Writes what `buf lint` reads: it has no other way to the protos we import without a network."""
+    """Writes the protos with their comments, and for `buf lint` those they import: it has no network to find them."""
     _protoc(
         protos,
         "--include_imports",
@@ -66,6 +69,15 @@ def write_image(protos: Path, image: Path) -> None:
         f"--descriptor_set_out={image}",
         *_sources(protos),
     )
+
+
+def _write_reference(protos: Path, fresh: Path, sources: Path) -> None:
+    write_image(protos, sources)
+    # In another process: it imports what has just been written, and this one may have imported what was there before.
+    path = os.pathsep.join((str(fresh), str(ROOT)))
+    command = [sys.executable, "-m", "deploy.openapi", str(sources), str(protos), str(fresh / "openapi.json")]
+    if subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode != 0:
+        raise SystemExit("the reference of the REST paths could not be written")
 
 
 def _sources(protos: Path) -> list[str]:

@@ -27,7 +27,7 @@ from satchel.auth.v1 import (
     users_pb2,
 )
 from satchel.garmin.v1 import garmin_pb2
-from satchel.health.v1 import health_pb2, page_pb2
+from satchel.health.v1 import health_pb2, page_pb2, reference_pb2
 from satchel.options.v1 import options_pb2 as options
 from satchel.sessions.v1 import (
     device_sessions_pb2,
@@ -69,6 +69,7 @@ FILES: Final = (
     health_pb2,
     garmin_pb2,
     page_pb2,
+    reference_pb2,
 )
 
 # The rpcs of gRPC itself carry no options of ours: probes and grpcurl may call them without a token.

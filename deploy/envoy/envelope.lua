@@ -71,13 +71,14 @@ end
 function envoy_on_request(handle)
   local headers = handle:headers()
   local native = starts_with(headers:get("content-type"), "application/grpc")
-  if not native then
-    local grpc = {}
-    for name in pairs(headers) do
-      if starts_with(name, "grpc-") or name:sub(-4) == "-bin" then grpc[#grpc + 1] = name end
-    end
-    for _, name in ipairs(grpc) do headers:remove(name) end
+  local unwanted = {}
+  for name in pairs(headers) do
+    -- What HTTP lets a header be called and gRPC does not would end the call as a failure of ours.
+    local unspeakable = name:find("^:?[%w_.-]+$") == nil
+    local grpc = not native and (starts_with(name, "grpc-") or name:sub(-4) == "-bin")
+    if unspeakable or grpc then unwanted[#unwanted + 1] = name end
   end
+  for _, name in ipairs(unwanted) do headers:remove(name) end
   local known = handle:streamInfo():dynamicMetadata()
   known:set(SPACE, "request_id", headers:get("x-request-id"))
   known:set(SPACE, "native", native)

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 from satchel.health.v1 import health_pb2_grpc as satchel_health_pb2_grpc
-from satchel.health.v1 import page_pb2_grpc
+from satchel.health.v1 import page_pb2_grpc, reference_pb2_grpc
 
 from runtime.clock import utc_now
 from runtime.config import SERVICES, Config
@@ -26,6 +26,8 @@ from services.health.outcomes_domain import Outcomes
 from services.health.outcomes_store import OutcomeStore
 from services.health.page_domain import DIRECTORY, read_page
 from services.health.page_servicer import PageServicer
+from services.health.reference_files import read_reference
+from services.health.reference_servicer import ReferenceServicer
 from services.health.servicer import HealthServicer
 from services.health.sweeps_domain import Sweeps
 from services.health.sweeps_store import SweepStore
@@ -70,6 +72,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         servicer = HealthServicer(Mesh(parts), outcomes, sync_health, devices, watches)
         satchel_health_pb2_grpc.add_HealthServiceServicer_to_server(servicer, server)
         page_pb2_grpc.add_PageServiceServicer_to_server(PageServicer(read_page(DIRECTORY)), server)
+        reference_pb2_grpc.add_ReferenceServiceServicer_to_server(ReferenceServicer(read_reference()), server)
         yield
 
 

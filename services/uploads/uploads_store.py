@@ -32,7 +32,7 @@ _SAME: Final = f"""
         AND (status = 'completed' OR (status IN ('active', 'assembling') AND filename = %b AND expire_time > %b))
     ORDER BY status = 'completed' DESC, create_time LIMIT 1"""  # noqa: S608  # of constants
 _ACTIVITY: Final = f"""
-    SELECT {_UPLOAD} FROM uploads.uploads
+    SELECT {UPLOAD} FROM uploads.uploads
     WHERE user_id = %b AND file_hash = %b AND total_size = %b AND status = 'completed' AND activity IS NOT NULL
     ORDER BY create_time LIMIT 1"""  # noqa: S608  # of constants
 _USED: Final = """

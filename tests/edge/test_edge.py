@@ -702,6 +702,16 @@ async def test_a_caller_cannot_speak_as_the_edge_or_as_a_service(
     assert (await client.get("/nothing", headers=forged)).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["a#b", "a$b", "a'b", "a*b", "a+b", "a%b", "a&b", "a!b", "a^b", "a`b", "a|b", "a~b"])
+async def test_a_header_whose_name_grpc_does_not_know_is_dropped_and_the_call_goes_on(
+    edge: Edge, client: httpx.AsyncClient, name: str
+) -> None:
+    answer = await client.get("/sessions/x", headers={name: "1", "a.b-c": "2"})
+    assert answer.status_code == 200
+    assert edge.exercises.metadata["a.b-c"] == "2"
+    assert name not in edge.exercises.metadata
+
+
 async def test_the_access_log_knows_the_path_and_no_secret(edge: Edge, client: httpx.AsyncClient) -> None:
     secret = "s3cr3t-of-the-caller"
     answer = await client.get(

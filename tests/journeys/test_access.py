@@ -165,6 +165,9 @@ EXPECTED = {
     "/satchel.health.v1.HealthService/EraseUserDevices": SERVICES,
     "/satchel.health.v1.PageService/GetPage": OPEN,
     "/satchel.health.v1.PageService/GetPageFile": OPEN,
+    "/satchel.health.v1.ReferenceService/GetOpenApi": OPEN,
+    "/satchel.health.v1.ReferenceService/GetDocs": OPEN,
+    "/satchel.health.v1.ReferenceService/GetDocsFile": OPEN,
 }
 ACCESS = {
     options.ACCESS_PUBLIC: (OPEN,),

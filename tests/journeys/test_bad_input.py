@@ -413,6 +413,9 @@ PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "ListPuzzleSessions": {"since": SINCE, **BAD_PAGES},
     "ListSchemas": {},
     "GetSchema": {},
+    "GetOpenApi": {},
+    "GetDocs": {},
+    "GetDocsFile": {},
     "GetAppVersion": {
         "platform": ("", "%00", "a%20b", "x" * 33, "%C3%A9"),
         "version": tuple(f"{bad}&platform=ios" for bad in ("x", "1.2.3.4", "01.2", "-1", "%00", "1" * 2000, "%D9%A1")),

@@ -380,6 +380,7 @@ ANYBODYS = {
     "/satchel.sessions.v1.ExerciseSessionService/CreateExerciseSession": "in one's own feed: test_access",
     "/satchel.sessions.v1.WorkoutPlanService/CreateWorkoutPlan": "in one's own feed: test_access",
     "/satchel.health.v1.PageService/GetPageFile": "a file of the page, which holds nothing of anybody's: test_files",
+    "/satchel.health.v1.ReferenceService/GetDocsFile": "a part of a page that is there for everybody",
 }
 PLACES = ("page_token", "cursor")
 LISTS = [

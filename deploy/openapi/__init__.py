@@ -1,0 +1,1 @@
+"""The published reference of the REST paths, made of the contract: gen/openapi.json."""

@@ -1,0 +1,57 @@
+"""Owns files that are served as they are: read once, kept in memory, with a tag for who has them already."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from google.api.httpbody_pb2 import HttpBody
+
+from runtime.caching import unless_known
+from runtime.call import answer_headers
+from runtime.errors import Failure, Reason
+
+# By the ending of a file's name; a file with another one is not served.
+CONTENT_TYPES: Final = {
+    "css": "text/css; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "json": "application/json",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+    "txt": "text/plain; charset=utf-8",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticFile:
+    """A file as it is answered."""
+
+    content: bytes
+    content_type: str
+    tag: str
+    """Strong: a hash of the content."""
+
+
+class StaticFiles:
+    """Files by their names, the same until the server is started anew."""
+
+    def __init__(self, files: Mapping[str, bytes], *, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        """`headers` go with every answer, such as a content security policy."""
+        self._files = {name: _static_file(name, content) for name, content in files.items()}
+        self._headers = (*headers, ("x-content-type-options", "nosniff"))
+
+    def answer(self, name: str) -> HttpBody:
+        """A file, or 304 for a REST caller that has it already. Raises Failure(NOT_FOUND)."""
+        if name not in self._files:
+            raise Failure(Reason.NOT_FOUND, "There is no such file.")
+        file = self._files[name]
+        answer_headers(*self._headers)
+        return unless_known(file.content, tag=file.tag, content_type=file.content_type)
+
+
+def _static_file(name: str, content: bytes) -> StaticFile:
+    content_type = CONTENT_TYPES[name.rpartition(".")[2]]
+    return StaticFile(content=content, content_type=content_type, tag=hashlib.sha256(content).hexdigest()[:32])
