@@ -15,6 +15,6 @@ class LinkedAccounts(Protocol):
     def session(self, user_id: UUID) -> AbstractAsyncContextManager[GarminSession]:
         """A session of the user's linked account. Refreshed tokens are stored after the very call that refreshed them.
 
-        Entering raises Failure(NOT_FOUND) when nothing is linked (or the user is gone), SignInEnded when the user has to
-        link the account again, GarminAway when the auth service is away. A SignInEnded inside marks the link.
+        Entering raises Failure(NOT_FOUND) when nothing is linked (or the user is gone), SignInEnded when the user has
+        to link the account again, GarminAway when the auth service is away. A SignInEnded inside marks the link.
         """

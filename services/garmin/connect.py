@@ -75,7 +75,7 @@ class MfaWrong(Exception):
 
 
 class SignInLost(Exception):
-    """This sign-in cannot be finished any more: it has to begin again."""
+    """The sign-in cannot be finished any more: it has to begin again."""
 
 
 class SignInEnded(Exception):
@@ -114,7 +114,7 @@ class GarminSession(Protocol):
         """As they are now: any call may have refreshed them."""
 
     async def activities(self, start: int, since: date, limit: int) -> list[Activity]:
-        """A page of the activities since a day, newest first, `start` of them left out; shorter than `limit`: the last."""
+        """A page of the activities since a day, newest first, without the first `start`; a short one is the last."""
 
     async def download_original(self, activity_id: str) -> Original:
         """The recording of an activity. Raises GarminRefused when there is none, as of one that was typed in."""
@@ -148,4 +148,4 @@ class Garmin(Protocol):
         """
 
     def session(self, tokens: str) -> GarminSession:
-        """A session that begins with stored tokens; nothing is asked yet. Raises SignInEnded for ones that make no sense."""
+        """A session that begins with stored tokens; nothing is asked yet. Raises SignInEnded for senseless ones."""
