@@ -1,8 +1,8 @@
 """Garmin, as far as the connector knows it: a real HTTP server with accounts, tokens that end, and bad days.
 
-Every host of Garmin's is a first segment of its paths (`SATCHEL_GARMIN_URL` sends the connector here), so the library in
-between is the real one, from its sign-in to its downloads. Tests turn the knobs of a `StandIn`; what they change is seen
-by the next request. `python -m tests.garmin.standin PORT` runs one by itself, with an account to try.
+Every host of Garmin's is a first segment of its paths (`SATCHEL_GARMIN_URL` sends the connector here), so the library
+in between is the real one, from its sign-in to its downloads. Tests turn the knobs of a `StandIn`; what they change is
+seen by the next request. `python -m tests.garmin.standin PORT` runs one by itself, with an account to try.
 """
 
 from __future__ import annotations
