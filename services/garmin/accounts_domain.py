@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -47,6 +48,7 @@ ATTEMPTS_WINDOW: Final = timedelta(minutes=15)
 SIGN_INS: Final = 16
 # Seconds, for which somebody comes back to a sign-in that goes on.
 COME_BACK: Final = 15.0
+NONSENSE_PAUSE: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +141,7 @@ class Accounts:
         return LinkedAccount(link=link, username=found.username) if found else None
 
     async def unlink(self, user_id: UUID) -> bool:
-        """Forgets a user's account; whether there was one. Raises Failure(UNAVAILABLE), and then nothing has changed."""
+        """Forgets a user's account; whether there was one. Raises Failure(UNAVAILABLE): nothing has changed."""
         async with self._store.ending(user_id) as was_linked:
             await self._credentials.delete(user_id)
         for tell in self._ended:
@@ -242,29 +244,27 @@ class Accounts:
         return hmac.digest(self._secret, hashlib.sha256("\0".join(("garmin", *parts)).encode()).digest(), "sha256")
 
 
-class _in_words:  # noqa: N801  # reads as what it does
-    """What Garmin said becomes a refusal that the phone understands."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, WrongCredentials):
-            raise Failure(Reason.INVALID_CREDENTIALS, "Invalid Garmin credentials provided.") from None
-        if isinstance(error, MfaWrong):
-            raise Failure(Reason.INVALID_CREDENTIALS, "Invalid Garmin MFA code provided.") from None
-        if isinstance(error, SignInLost):
-            message = "This sign-in at Garmin is over; begin again with POST /api/garmin/login."
-            raise Failure(Reason.INVALID_CREDENTIALS, message) from None
-        if isinstance(error, RateLimited):
-            message = f"Garmin wants fewer sign-ins; try again in {in_words(error.retry_after)}."
-            raise Failure(Reason.RATE_LIMITED, message, retry_after=error.retry_after) from None
-        if isinstance(error, GarminAway):
-            message = "Garmin is not available; try again later."
-            raise Failure(Reason.UNAVAILABLE, message, retry_after=error.retry_after) from None
-        if isinstance(error, GarminAnswer):
-            message = "Garmin answered with what makes no sense; try again later."
-            raise Failure(Reason.UNAVAILABLE, message, retry_after=60) from None
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What Garmin said becomes a refusal that a phone understands."""
+    try:
+        yield
+    except WrongCredentials:
+        raise Failure(Reason.INVALID_CREDENTIALS, "Invalid Garmin credentials provided.") from None
+    except MfaWrong:
+        raise Failure(Reason.INVALID_CREDENTIALS, "Invalid Garmin MFA code provided.") from None
+    except SignInLost:
+        message = "This sign-in at Garmin is over; begin again with POST /api/garmin/login."
+        raise Failure(Reason.INVALID_CREDENTIALS, message) from None
+    except RateLimited as limited:
+        message = f"Garmin wants fewer sign-ins; try again in {in_words(limited.retry_after)}."
+        raise Failure(Reason.RATE_LIMITED, message, retry_after=limited.retry_after) from None
+    except GarminAway as away:
+        message = "Garmin is not available; try again later."
+        raise Failure(Reason.UNAVAILABLE, message, retry_after=away.retry_after) from None
+    except GarminAnswer:
+        message = "Garmin answered with what makes no sense; try again later."
+        raise Failure(Reason.UNAVAILABLE, message, retry_after=NONSENSE_PAUSE) from None
 
 
 def _check(name: str, text: str, longest: int) -> None:

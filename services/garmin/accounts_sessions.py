@@ -40,6 +40,8 @@ TURN: Final = timedelta(seconds=150)
 # Seconds between two looks at what another process does, and of all of them.
 LOOK: Final = 0.2
 PATIENCE: Final = 180.0
+# Seconds that the end of the process waits, at most, for tokens to be stored.
+CLOSING: Final = 20.0
 # Seconds to wait after each time that the vault does not take refreshed tokens: the old ones may be worth nothing now.
 STORE_PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
@@ -89,8 +91,9 @@ class LinkedSessions:
         yield StoredSession(self, link, opened)
 
     async def close(self) -> None:
-        """Waits for refreshed tokens to be stored: nothing else knows them."""
-        await asyncio.gather(*self._refreshing, return_exceptions=True)
+        """Waits a while for refreshed tokens to be stored: nothing else knows them."""
+        if self._refreshing:
+            await asyncio.wait(self._refreshing, timeout=CLOSING)
 
     def open(self, tokens: str) -> RefreshableSession:
         """A session with these. Raises SignInEnded for senseless ones."""

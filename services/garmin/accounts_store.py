@@ -161,7 +161,7 @@ class AccountStore:
 
     @asynccontextmanager
     async def linking(self, link: Link) -> AsyncIterator[None]:
-        """Links, in place of what was linked, if the block succeeds; nobody else writes to the user's vault meanwhile."""
+        """Links, in place of what was linked, if the block succeeds; nobody else writes to the vault meanwhile."""
         async with self._database.transaction() as transaction:
             await transaction.execute(_PUT, **{column.name: getattr(link, column.name) for column in _LINK})
             await transaction.execute(_END_SIGN_IN, user_id=link.user_id)

@@ -232,6 +232,7 @@ class LibrarySession:
 
     def __init__(self, calls: _Turns, hosts: Hosts, tokens: str) -> None:
         self._calls = calls
+        self._tokens = tokens
         self._client = _Client(hosts)
         self._library = Library(is_cn=hosts.domain == "garmin.cn")
         self._library.client = self._client
@@ -245,7 +246,7 @@ class LibrarySession:
     @property
     def tokens(self) -> str:
         """As GarminSession.tokens."""
-        return _signed_in(self._client, self._library.display_name or "").tokens
+        return self._tokens
 
     async def refresh(self) -> SignedIn:
         """As RefreshableSession.refresh."""
@@ -258,7 +259,9 @@ class LibrarySession:
             except Exception as error:
                 ended = isinstance(error, GarminConnectAuthenticationError) and heard.status in (0, 400, 401, 403)
                 raise (SignInEnded() if ended else _failure(heard, error)) from None
-            return _signed_in(self._client, self._library.display_name or "")
+            fresh = _signed_in(self._client, self._library.display_name or "")
+            self._tokens = fresh.tokens
+            return fresh
 
         return await self._calls.run(work)
 
