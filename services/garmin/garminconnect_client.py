@@ -393,7 +393,7 @@ def _thawed(client: _Client, state: dict[str, Any]) -> Any:
     if "library" in state:
         return state["library"]
     try:
-        session = cffi_requests.Session(impersonate=state["as"], timeout=30)
+        session: Any = cffi_requests.Session(impersonate=state["as"], timeout=30)
         for name, value, domain, path in state["cookies"]:
             session.cookies.set(name, value, domain=domain, path=path)
         client._mfa_session = _Hearing(session, client.heard, is_json=state["flow"] != "widget")
