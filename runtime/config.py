@@ -81,6 +81,8 @@ class Config(BaseSettings):
     empty: key files in home/keys."""
     garmin_store_passwords: Literal["on", "off"] = "off"
     """Whether passwords of Garmin accounts are stored, sealed like the tokens."""
+    garmin_jobs: int = Field(4, ge=1, le=100)
+    """Synchronizations that a process carries out at the same time."""
 
     auth_address: str = "127.0.0.1:7101"
     sessions_address: str = "127.0.0.1:7102"
