@@ -14,6 +14,8 @@ class SignedIn:
 
     tokens: str = field(repr=False)
     """One opaque string, which a session begins with."""
+    expire_time: datetime | None
+    """When they have to be refreshed at the latest; aware, UTC; None: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +96,11 @@ class RateLimited(Exception):
 class GarminAway(Exception):
     """Garmin does not answer, or not in time, or with an error of its own."""
 
+    def __init__(self, retry_after: float = 15.0) -> None:
+        """After `retry_after` seconds it may be back."""
+        super().__init__(f"again in {retry_after:.0f} s")
+        self.retry_after = retry_after
+
 
 class GarminAnswer(Exception):
     """Garmin answered with what makes no sense to us: its message is for the log."""
@@ -101,6 +108,10 @@ class GarminAnswer(Exception):
 
 class GarminRefused(Exception):
     """Garmin does not take this one thing, or does not have it; others may go on."""
+
+
+class TokensExpired(Exception):
+    """The session has to be refreshed before it goes on. Only who stores tokens ever sees this."""
 
 
 class GarminSession(Protocol):
@@ -132,6 +143,16 @@ class GarminSession(Protocol):
         """Deletes a workout; harmless when it is gone."""
 
 
+class RefreshableSession(GarminSession, Protocol):
+    """A session as it comes from Garmin: its methods raise TokensExpired besides, and it never refreshes by itself.
+
+    A refresh token may be good for one use: who refreshes must be alone, and must store what comes of it.
+    """
+
+    async def refresh(self) -> SignedIn:
+        """Takes new tokens for the old ones. Raises SignInEnded, RateLimited, GarminAway, GarminAnswer."""
+
+
 class Garmin(Protocol):
     """Garmin's door."""
 
@@ -147,5 +168,5 @@ class Garmin(Protocol):
         Raises MfaWrong, SignInLost, RateLimited, GarminAway, GarminAnswer.
         """
 
-    def session(self, tokens: str) -> GarminSession:
+    def session(self, tokens: str) -> RefreshableSession:
         """A session that begins with stored tokens; nothing is asked yet. Raises SignInEnded for senseless ones."""
