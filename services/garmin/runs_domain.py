@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -110,16 +110,21 @@ class Runs:
     async def run(self, job_id: UUID) -> None:
         """Carries one out, or what is left of it. Raises Again, Interrupted."""
         run = await self._store.take(job_id)
-        if run is None:
-            return
+        if run is not None:
+            with suppress(Ended):
+                await self._carry_out(run)
+        except SignInEnded:
+            await self._store.end(run, Status.FAILED, SIGN_IN_AGAIN, self._now())
+        except Exception as error:
+            await self._failed(run, error)
+
+    async def _carry_out(self, run: Taken) -> None:
         try:
             self._check()
             async with self._sessions(run.job.user_id) as session:
                 through = await self._works[run.job.type](run, session, self._check)
             await self._store.end(run, Status.COMPLETED, None, self._now(), through=through)
-        except Ended:
-            return
-        except (Interrupted, asyncio.CancelledError):
+        except (Ended, Interrupted):
             raise
         except SignInEnded:
             await self._store.end(run, Status.FAILED, SIGN_IN_AGAIN, self._now())
