@@ -66,9 +66,7 @@ AddActivity = Callable[["UUID", str, bytes], Awaitable[AddedActivity]]
 class Activities:
     """Brings activities."""
 
-    def __init__(
-        self, runs: RunStore, store: Store, add_activity: AddActivity, *, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, runs: RunStore, store: Store, add_activity: AddActivity, *, now: Callable[[], datetime]) -> None:
         """`add_activity`: Neighbours.add_activity."""
         self._runs = runs
         self._store = store
@@ -96,9 +94,7 @@ class Activities:
         last = await self._runs.cursor(run.job.user_id, JobType.ACTIVITIES)
         return last - OVERLAP if last and not run.job.options.force else today - timedelta(days=FIRST_DAYS)
 
-    async def _listed(
-        self, session: GarminSession, since: date, check: Callable[[], None]
-    ) -> Mapping[str, Activity]:
+    async def _listed(self, session: GarminSession, since: date, check: Callable[[], None]) -> Mapping[str, Activity]:
         """All of them by id, newest first; one that moves to another page while they are read is there once."""
         listed: dict[str, Activity] = {}
         start = 0

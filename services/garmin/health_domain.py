@@ -27,7 +27,7 @@ SOURCE: Final = "garmin"
 FIRST_DAYS: Final = 30
 # A day that was not over, and a night that a watch told of late, are looked at again.
 OVERLAP: Final = timedelta(days=3)
-# Asked at the same time, and stored in one call.
+# Asked at the same time, and stored in one call; fewer where there are few, for the progress to be seen.
 DAYS_AT_ONCE: Final = 4
 # Several of a day are several measurements.
 _MANY_A_DAY: Final = {"weight"}
@@ -55,9 +55,10 @@ class Health:
         else:
             await self._runs.count(run, len(days), Counts())
             done = 0
-        for start in range(done, len(days), DAYS_AT_ONCE):
+        at_once = max(1, min(DAYS_AT_ONCE, len(days) // 12))
+        for start in range(done, len(days), at_once):
             check()
-            await self._bring_days(run, session, days[start : start + DAYS_AT_ONCE])
+            await self._bring_days(run, session, days[start : start + at_once])
         return today
 
     async def _first(self, run: Taken, today: date) -> date:

@@ -224,7 +224,7 @@ class JobStore:
     async def _begin(self, connection: Connection, new: NewJob, now: datetime) -> bool:
         values = [
             *(new.id, new.user_id, new.tenant_id, new.type, new.scheduled, new.options.force, new.options.since),
-            *(list(new.followers), now),
+            *([str(one) for one in new.followers], now),
         ]
         if not await (await connection.execute(_BEGIN, values)).fetchone():
             return False

@@ -73,9 +73,8 @@ def upgrade() -> None:
         sa.Column("plan_id", sa.Text(collation="C"), primary_key=True),
         sa.Column("digest", sa.Text, nullable=False),
         sa.Column("workout_id", sa.Text, nullable=False),
-        sa.Column("old_workout_id", sa.Text, nullable=False),
-        sa.Column("scheduled", sa.Boolean, nullable=False),
-        sa.Column("outcome", sa.Text, nullable=False),
+        sa.Column("done", sa.Boolean, nullable=False),
+        sa.Column("failed", sa.Boolean, nullable=False),
         sa.Column("job_id", sa.Uuid, nullable=False),
         schema="garmin",
     )
