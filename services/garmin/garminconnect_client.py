@@ -1,7 +1,7 @@
 """Owns how Garmin is spoken to: the library garminconnect, off the loop, one object of it per user and session.
 
-What the library says in exceptions and log lines may carry answers of Garmin's, tokens and addresses in them: none of it
-leaves this file. Statuses are what is judged, never texts.
+What the library says in exceptions and log lines may carry answers of Garmin's, tokens and addresses in them: none of
+it leaves this file. Statuses are what is judged, never texts.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class _Turns:
         self._deadline = deadline
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` comes to. Raises GarminAway after the deadline; its turn lasts until it has ended all the same."""
+        """What `work` comes to. Raises GarminAway after the deadline; its turn still lasts until it has ended."""
         try:
             async with asyncio.timeout(self._deadline):
                 await self._gate.acquire()
