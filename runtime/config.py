@@ -81,6 +81,8 @@ class Config(BaseSettings):
     empty: key files in home/keys."""
     garmin_store_passwords: Literal["on", "off"] = "off"
     """Whether passwords of Garmin accounts are stored, sealed like the tokens."""
+    garmin_jobs: int = Field(4, ge=1, le=100)
+    """Synchronizations that a process carries out at the same time."""
 
     garmin_domain: Literal["garmin.com", "garmin.cn"] = "garmin.com"
     """Whose accounts are linked: garmin.cn has its own, for people in China."""
