@@ -137,6 +137,10 @@ class _Client(library.Client):  # type: ignore[misc]  # it ships no types
         except Exception:
             raise GarminConnectAuthenticationError from None
 
+    def _complete_mfa(self, mfa_code: str) -> None:
+        self._mfa_session = _Hearing(self._mfa_session, self.heard, is_json=self._mfa_flow != "widget")
+        super()._complete_mfa(mfa_code)
+
     def _http_post(self, url: str, **kwargs: Any) -> Any:
         response = super()._http_post(self._hosts.of(url), **kwargs)
         self.heard.hear(response)
@@ -396,8 +400,7 @@ def _thawed(client: _Client, state: dict[str, Any]) -> Any:
         session: Any = cffi_requests.Session(impersonate=state["as"], timeout=30)
         for name, value, domain, path in state["cookies"]:
             session.cookies.set(name, value, domain=domain, path=path)
-        client._mfa_session = _Hearing(session, client.heard, is_json=state["flow"] != "widget")
-        client._mfa_flow = state["flow"]
+        client._mfa_session, client._mfa_flow = session, state["flow"]
         client._mfa_login_params, client._mfa_post_headers = state["params"], state["headers"]
         client._mfa_method, client._mfa_service_url = state["method"], state["service_url"]
         client._widget_last_resp = None if state["page"] is None else SimpleNamespace(text=state["page"])
