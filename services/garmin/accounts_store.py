@@ -66,7 +66,7 @@ _PUT: Final = _new.on_conflict_do_update(
     index_elements=["user_id"],
     set_={
         **{name: _new.excluded[name] for name in ("link_id", "tenant_id", "linked_at", "needs_sign_in")},
-        "refresh_until": None,
+        "refresh_until": sa.null(),
     },
 )
 _HOLD: Final = sa.select(links.c.link_id).where(_of_link).with_for_update()
@@ -98,7 +98,7 @@ _BEGIN_REFRESH: Final = (
     .values(refresh_until=bindparam("until", type_=_time))
     .where(_of_link, sa.or_(links.c.refresh_until.is_(None), links.c.refresh_until < _now))
 )
-_END_REFRESH: Final = sa.update(links).values(refresh_until=None).where(_of_link)
+_END_REFRESH: Final = sa.update(links).values(refresh_until=sa.null()).where(_of_link)
 
 _begun: Final = postgresql.insert(sign_ins).values(
     user_id=bindparam("user_id"),
