@@ -34,7 +34,7 @@ from runtime.database import Database, database
 from runtime.identity import Revocations, ServiceTokens, Verifier
 from runtime.issuers import issuer_client
 from runtime.keys import mesh_secret, parse_vault_keys, signing_keys, vault_keys
-from runtime.mesh import SessionsClient, UploadsClient, channel
+from runtime.mesh import GarminClient, SessionsClient, UploadsClient, channel
 from runtime.sweeping import sweeping
 from runtime.tiers import FILE, read_tiers
 from services.auth.accounts import Account
@@ -171,11 +171,16 @@ async def _accounts(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[Non
     """Adds accounts from their beginning, as guests or not, to their end, which reaches into the other services."""
     config, db, store, events = parts.config, parts.db, parts.store, parts.events
     tokens = ServiceTokens(mesh_secret(config.keys), "auth")
-    async with channel(config.sessions_address) as sessions, channel(config.uploads_address) as uploads:
+    async with (
+        channel(config.sessions_address) as sessions,
+        channel(config.uploads_address) as uploads,
+        channel(config.garmin_address) as garmin,
+    ):
         files, records = UploadsClient(uploads, tokens), SessionsClient(sessions, tokens)
-        # First what was logged here while the account was about to go. And files before records: whatever they still
-        # have to tell of themselves finds its user's records ended.
-        elsewhere = [events.forget, files.erase_user, records.erase_user]
+        # First what was logged here while the account was about to go. Then what brings more from elsewhere. And files
+        # before records: whatever they still have to tell of themselves finds its user's records ended.
+        connector = GarminClient(garmin, tokens)
+        elsewhere = [events.forget, connector.erase_user, files.erase_user, records.erase_user]
         deletions, receipts = DeletionStore(db), Receipts(mesh_secret(config.keys))
         erasures = Erasures(ErasureStore(db), elsewhere, receipts=deletions, now=utc_now)
         guard = Attempts(AttemptStore(db), events, now=utc_now) if config.limits_on else Unlimited()

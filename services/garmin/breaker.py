@@ -17,6 +17,7 @@ from services.garmin.connect import (
     RateLimited,
     RefreshableSession,
     SignedIn,
+    TokensExpired,
 )
 
 T = TypeVar("T")
@@ -59,6 +60,9 @@ class Breaker:
             if self._refusal is not None or self._failures >= FAILURES:
                 doublings = max(0, self._failures - FAILURES)
                 self._open(min(FIRST_PAUSE * 2.0 ** min(doublings, 10), LONGEST_PAUSE), GarminAway)
+            raise
+        except TokensExpired:  # which may not have taken a question: whoever comes next may try
+            self._until = 0.0
             raise
         except Exception:  # Garmin is there, and has said what it had to say
             self._close()

@@ -47,7 +47,7 @@ class CredentialsClient:
         return Credentials(username=found.garmin_username, tokens=found.access_token, expire_time=ends)
 
     async def put(self, user_id: UUID, credentials: Credentials, password: str) -> None:
-        """Stores a user's, in place of any other; an empty password is none. Raises Failure(NOT_FOUND): no such user."""
+        """Stores a user's in place of any other; an empty password is none. Raises Failure(NOT_FOUND): no such user."""
         given: dict[str, Any] = {
             "user_id": str(user_id),
             "garmin_username": credentials.username,

@@ -137,6 +137,10 @@ class _Client(library.Client):  # type: ignore[misc]  # it ships no types
         except Exception:
             raise GarminConnectAuthenticationError from None
 
+    def _complete_mfa(self, mfa_code: str) -> None:
+        self._mfa_session = _Hearing(self._mfa_session, self.heard, is_json=self._mfa_flow != "widget")
+        super()._complete_mfa(mfa_code)
+
     def _http_post(self, url: str, **kwargs: Any) -> Any:
         response = super()._http_post(self._hosts.of(url), **kwargs)
         self.heard.hear(response)
@@ -232,6 +236,7 @@ class LibrarySession:
 
     def __init__(self, calls: _Turns, hosts: Hosts, tokens: str) -> None:
         self._calls = calls
+        self._tokens = tokens
         self._client = _Client(hosts)
         self._library = Library(is_cn=hosts.domain == "garmin.cn")
         self._library.client = self._client
@@ -245,7 +250,7 @@ class LibrarySession:
     @property
     def tokens(self) -> str:
         """As GarminSession.tokens."""
-        return _signed_in(self._client, self._library.display_name or "").tokens
+        return self._tokens
 
     async def refresh(self) -> SignedIn:
         """As RefreshableSession.refresh."""
@@ -258,7 +263,9 @@ class LibrarySession:
             except Exception as error:
                 ended = isinstance(error, GarminConnectAuthenticationError) and heard.status in (0, 400, 401, 403)
                 raise (SignInEnded() if ended else _failure(heard, error)) from None
-            return _signed_in(self._client, self._library.display_name or "")
+            fresh = _signed_in(self._client, self._library.display_name or "")
+            self._tokens = fresh.tokens
+            return fresh
 
         return await self._calls.run(work)
 
@@ -390,11 +397,10 @@ def _thawed(client: _Client, state: dict[str, Any]) -> Any:
     if "library" in state:
         return state["library"]
     try:
-        session = cffi_requests.Session(impersonate=state["as"], timeout=30)
+        session: Any = cffi_requests.Session(impersonate=state["as"], timeout=30)
         for name, value, domain, path in state["cookies"]:
             session.cookies.set(name, value, domain=domain, path=path)
-        client._mfa_session = _Hearing(session, client.heard, is_json=state["flow"] != "widget")
-        client._mfa_flow = state["flow"]
+        client._mfa_session, client._mfa_flow = session, state["flow"]
         client._mfa_login_params, client._mfa_post_headers = state["params"], state["headers"]
         client._mfa_method, client._mfa_service_url = state["method"], state["service_url"]
         client._widget_last_resp = None if state["page"] is None else SimpleNamespace(text=state["page"])

@@ -1,0 +1,15 @@
+"""Owns the whole of satchel.garmin.v1.GarminService, put together from its groups of rpcs."""
+
+from __future__ import annotations
+
+from satchel.garmin.v1 import garmin_pb2_grpc as pb_grpc
+
+from services.garmin.accounts_domain import Accounts
+from services.garmin.accounts_servicer import AccountRpcs
+
+
+class GarminServicer(AccountRpcs, pb_grpc.GarminServiceServicer):
+    """satchel.garmin.v1.GarminService."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
