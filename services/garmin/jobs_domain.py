@@ -172,6 +172,10 @@ class Jobs:
         """Ends the one that runs, after the item that is under way; whether there was one."""
         return await self._store.cancel(user_id, self._now())
 
+    async def end(self, user_id: UUID) -> None:
+        """The user's account there is linked no more."""
+        await self.cancel(user_id)
+
     async def page(self, caller: Principal, size: int, token: str) -> Page:
         """The caller's, latest first. Raises Failure(FIELD_INVALID)."""
         limit, before = paging.page_size(size), paging.decode_token(token)
