@@ -66,7 +66,7 @@ _PUT: Final = _new.on_conflict_do_update(
     index_elements=["user_id"],
     set_={
         **{name: _new.excluded[name] for name in ("link_id", "tenant_id", "linked_at", "needs_sign_in")},
-        "refresh_until": None,
+        "refresh_until": sa.null(),
     },
 )
 _HOLD: Final = sa.select(links.c.link_id).where(_of_link).with_for_update()
