@@ -241,6 +241,7 @@ class LibrarySession:
         self._client = _Client(hosts)
         self._library = Library(is_cn=hosts.domain == "garmin.cn")
         self._library.client = self._client
+        self._library.retry_attempts = 0  # of later versions: whether to try again is the job's to say
         try:
             said = json.loads(tokens)
             self._client.loads(said["garmin"])
