@@ -27,6 +27,7 @@ from services.garmin.connect import (
     SignedIn,
     SignInEnded,
     TokensExpired,
+    Workout,
 )
 from services.garmin.credentials import Credentials, CredentialsClient
 
@@ -204,6 +205,10 @@ class StoredSession:
     async def daily_metrics(self, day: date) -> list[DailyMetric]:
         """As GarminSession.daily_metrics."""
         return await self._ask(lambda session: session.daily_metrics(day))
+
+    async def workouts(self, start: int, limit: int) -> list[Workout]:
+        """As GarminSession.workouts."""
+        return await self._ask(lambda session: session.workouts(start, limit))
 
     async def upload_workout(self, workout: Mapping[str, Any]) -> str:
         """As GarminSession.upload_workout."""

@@ -23,7 +23,7 @@ _NOTE: Final = f"""
     SELECT user_id, %(garmin_id)s, %(marker)s, %(outcome)s, %(activity_id)s, %(job_id)s FROM advanced
     ON CONFLICT (user_id, garmin_id) DO UPDATE SET
         marker = excluded.marker, outcome = excluded.outcome, activity_id = excluded.activity_id,
-        job_id = excluded.job_id"""
+        job_id = excluded.job_id"""  # noqa: S608  # of constants
 _COUNTED: Final = {
     Outcome.CREATED: Counts(created=1),
     Outcome.DUPLICATE: Counts(duplicates=1),

@@ -18,6 +18,7 @@ from services.garmin.connect import (
     RefreshableSession,
     SignedIn,
     TokensExpired,
+    Workout,
 )
 
 T = TypeVar("T")
@@ -129,6 +130,10 @@ class GuardedSession:
     async def daily_metrics(self, day: date) -> list[DailyMetric]:
         """As GarminSession.daily_metrics."""
         return await self._breaker.run(lambda: self._session.daily_metrics(day))
+
+    async def workouts(self, start: int, limit: int) -> list[Workout]:
+        """As GarminSession.workouts."""
+        return await self._breaker.run(lambda: self._session.workouts(start, limit))
 
     async def upload_workout(self, workout: Mapping[str, Any]) -> str:
         """As GarminSession.upload_workout."""

@@ -51,6 +51,16 @@ class Original:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Workout:
+    """A workout as Garmin lists it."""
+
+    id: str
+    """Decimal digits."""
+    description: str
+    """Empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DailyMetric:
     """A measurement of a day."""
 
@@ -64,6 +74,8 @@ class DailyMetric:
     """The user's own day."""
     timestamp: datetime | None
     """Aware, UTC; None: the day is all that is known."""
+    zone_offset_minutes: int | None = None
+    """That the user's clock was ahead of UTC; None: unknown."""
     detail: Mapping[str, Any]
     """What else Garmin says, small and flat, for people: goals, stages of sleep, averages."""
 
@@ -132,6 +144,9 @@ class GarminSession(Protocol):
 
     async def daily_metrics(self, day: date) -> list[DailyMetric]:
         """What was measured on a day of the user's; empty when nothing was."""
+
+    async def workouts(self, start: int, limit: int) -> list[Workout]:
+        """A page of the user's workouts, without the first `start`; a short one is the last."""
 
     async def upload_workout(self, workout: Mapping[str, Any]) -> str:
         """Stores a workout in Garmin's own JSON; returns its id there."""

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
@@ -44,6 +44,7 @@ from services.garmin.connect import (
     SignInEnded,
     SignInLost,
     TokensExpired,
+    Workout,
     WrongCredentials,
 )
 
@@ -300,14 +301,22 @@ class LibrarySession:
                 profile = self._library.connectapi("/userprofile-service/socialProfile")
                 self._library.display_name = str(profile["displayName"])
             text = day.isoformat()
-            return [
-                *convert.of_summary(day, self._optional(lambda: self._library.get_user_summary(text))),
-                *convert.of_sleep(day, self._optional(lambda: self._library.get_sleep_data(text))),
+            summary = self._optional(lambda: self._library.get_user_summary(text))
+            sleep = self._optional(lambda: self._library.get_sleep_data(text))
+            offset = convert.zone_offset_of(summary, sleep)
+            found = [
+                *convert.of_summary(day, summary),
+                *convert.of_sleep(day, sleep),
                 *convert.of_hrv(day, self._optional(lambda: self._library.get_hrv_data(text))),
                 *convert.of_weight(day, self._optional(lambda: self._library.get_daily_weigh_ins(text))),
             ]
+            return [replace(one, zone_offset_minutes=offset) for one in found]
 
         return await self._ask(work)
+
+    async def workouts(self, start: int, limit: int) -> list[Workout]:
+        """As GarminSession.workouts."""
+        return await self._ask(lambda: convert.workouts(self._library.get_workouts(start, limit)))
 
     async def upload_workout(self, workout: Mapping[str, Any]) -> str:
         """As GarminSession.upload_workout."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from services.garmin.connect import Activity, DailyMetric, GarminAnswer
+from services.garmin.connect import Activity, DailyMetric, GarminAnswer, Workout
 
 # What a user can change of an activity at Garmin, or Garmin after it has looked again.
 _MARKED: Final = ("activityName", "description", "startTimeGMT", "duration", "distance", "averageHR", "calories")
@@ -36,6 +36,8 @@ _DETAILS: Final[Mapping[str, Mapping[str, str]]] = {
     "weight": {"bmi": "bmi", "body_fat_percent": "bodyFat"},
 }
 _GRAMS: Final = 1000.0
+# Minutes; no place on earth is further from UTC.
+MAX_OFFSET: Final = 14 * 60
 
 
 def activities(answer: Any) -> list[Activity]:
@@ -43,6 +45,33 @@ def activities(answer: Any) -> list[Activity]:
     if not isinstance(answer, list):
         raise GarminAnswer("activities are not a list")
     return [_activity(one) for one in answer if isinstance(one, dict) and _id(one) is not None]
+
+
+def workouts(answer: Any) -> list[Workout]:
+    """A page of workouts; one without an id is none. Raises GarminAnswer when it is no list."""
+    if not isinstance(answer, list):
+        raise GarminAnswer("workouts are not a list")
+    return [
+        Workout(id=str(one["workoutId"]), description=str(one.get("description") or ""))
+        for one in answer
+        if isinstance(one, dict) and isinstance(one.get("workoutId"), int)
+    ]
+
+
+def zone_offset_of(summary: Any, sleep: Any) -> int | None:
+    """Minutes that the user's clock was ahead of UTC on a day, as two spellings of one moment tell; None: they do not.
+
+    Devices round to whole quarters of an hour, as time zones do.
+    """
+    said = _object(summary)
+    local, gmt = (_time(said.get(f"wellnessStartTime{one}")) for one in ("Local", "Gmt"))
+    if local is None or gmt is None:
+        said = _object(_object(sleep).get("dailySleepDTO"))
+        local, gmt = (_moment(said.get(f"sleepStartTimestamp{one}")) for one in ("Local", "GMT"))
+    if local is None or gmt is None:
+        return None
+    minutes = round((local - gmt).total_seconds() / 900) * 15
+    return minutes if abs(minutes) <= MAX_OFFSET else None
 
 
 def of_summary(day: date, answer: Any) -> Iterator[DailyMetric]:

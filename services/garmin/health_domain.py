@@ -120,6 +120,8 @@ def record_of(metric: DailyMetric) -> dict[str, Any]:
     }
     if metric.timestamp is not None:
         data["timestamp"] = format_time(metric.timestamp)
+    if metric.zone_offset_minutes is not None:
+        data["zone_offset_minutes"] = metric.zone_offset_minutes
     if metric.detail:
         data["detail"] = dict(metric.detail)
     return data

@@ -136,11 +136,6 @@ class Store(Protocol):
     async def current(self, user_id: UUID) -> Job | None: ...
     async def cancel(self, user_id: UUID, now: datetime) -> bool: ...
     async def page(self, user_id: UUID, limit: int, before: tuple[datetime, str] | None) -> list[Job]: ...
-
-
-class Links(Protocol):
-    """services.garmin.links_store.LinkStore, as far as synchronizations are concerned."""
-
     async def is_linked(self, user_id: UUID) -> bool: ...
     async def set_schedule(self, user_id: UUID, schedule: Schedule) -> bool: ...
 
@@ -148,15 +143,14 @@ class Links(Protocol):
 class Jobs:
     """Begins and shows them; what carries them out is elsewhere."""
 
-    def __init__(self, store: Store, links: Links, *, now: Callable[[], datetime]) -> None:
+    def __init__(self, store: Store, *, now: Callable[[], datetime]) -> None:
         self._store = store
-        self._links = links
         self._now = now
 
     async def start(self, caller: Principal, type: JobType, *, force: bool = False, since: str = "") -> UUID:
         """Begins one; returns its id. Raises Failure: FIELD_INVALID (since), NOT_FOUND, SYNC_IN_PROGRESS."""
         options = Options(force=force, since=parse_since(since, self._now()))
-        if not await self._links.is_linked(caller.user_id):
+        if not await self._store.is_linked(caller.user_id):
             raise not_linked()
         new = NewJob(
             id=uuid4(),
@@ -178,6 +172,10 @@ class Jobs:
         """Ends the one that runs, after the item that is under way; whether there was one."""
         return await self._store.cancel(user_id, self._now())
 
+    async def end(self, user_id: UUID) -> None:
+        """The user's account there is linked no more."""
+        await self.cancel(user_id)
+
     async def page(self, caller: Principal, size: int, token: str) -> Page:
         """The caller's, latest first. Raises Failure(FIELD_INVALID)."""
         limit, before = paging.page_size(size), paging.decode_token(token)
@@ -189,7 +187,7 @@ class Jobs:
         if not 0 <= interval_hours <= MAX_INTERVAL_HOURS:
             raise invalid("interval_hours", f"must be 0 to {MAX_INTERVAL_HOURS}")
         schedule = Schedule(interval_hours, next_sync(interval_hours, self._now()))
-        if not await self._links.set_schedule(caller.user_id, schedule):
+        if not await self._store.set_schedule(caller.user_id, schedule):
             raise not_linked()
         return schedule
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 from satchel.garmin.v1 import garmin_pb2 as pb
-from satchel.garmin.v1 import garmin_pb2_grpc as pb_grpc
 
 from runtime.call import principal
 from services.garmin import jobs_convert as convert
@@ -15,8 +14,8 @@ from services.garmin.jobs_domain import Jobs, JobType
 Context = ServicerContext[Any, Any]
 
 
-class JobServicer(pb_grpc.GarminServiceServicer):
-    """The half of satchel.garmin.v1.GarminService that is about synchronizations."""
+class JobRpcs:
+    """The part of satchel.garmin.v1.GarminService that is about synchronizations."""
 
     _jobs: Jobs
 

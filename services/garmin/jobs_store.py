@@ -19,6 +19,7 @@ from services.garmin.jobs_domain import (
     JobType,
     NewJob,
     Options,
+    Schedule,
     Status,
     next_sync,
     scheduled_job,
@@ -36,16 +37,17 @@ _BEGIN: Final = """
     ON CONFLICT (user_id) WHERE status = 'in_progress' DO NOTHING RETURNING id"""
 _QUEUED: Final = "UPDATE garmin.jobs SET queue_id = %b WHERE id = %b"
 _CURRENT: Final = f"""
-    SELECT {_JOB} FROM garmin.jobs WHERE user_id = %b ORDER BY start_time DESC, id DESC LIMIT 1"""
+    SELECT {_JOB} FROM garmin.jobs WHERE user_id = %b ORDER BY start_time DESC, id DESC LIMIT 1"""  # noqa: S608  # of constants
 _PAGE: Final = f"""
     SELECT {_JOB} FROM garmin.jobs
     WHERE user_id = %b AND (start_time, id) < (coalesce(%b::timestamptz, 'infinity'), %b::uuid)
-    ORDER BY start_time DESC, id DESC LIMIT %b"""
+    ORDER BY start_time DESC, id DESC LIMIT %b"""  # noqa: S608  # of constants
 _CANCEL: Final = """
     UPDATE garmin.jobs SET status = 'cancelled', end_time = %b
     WHERE user_id = %b AND status = 'in_progress' RETURNING queue_id"""
 _TAKE: Final = f"""
-    UPDATE garmin.jobs SET runs = runs + 1 WHERE id = %b AND status = 'in_progress' RETURNING runs, checkpoint, {_JOB}"""
+    UPDATE garmin.jobs SET runs = runs + 1 WHERE id = %b AND status = 'in_progress'
+    RETURNING runs, checkpoint, {_JOB}"""  # noqa: S608  # of constants
 _COUNT: Final = """
     UPDATE garmin.jobs SET total = %b, created = %b, duplicates = %b, failed = %b, done = %b
     WHERE id = %b AND runs = %b AND status = 'in_progress'"""
@@ -55,7 +57,7 @@ ADVANCE: Final = f"""
         done = done + %(done)s, created = created + %(created)s, duplicates = duplicates + %(duplicates)s,
         failed = failed + %(failed)s, failures = 0, checkpoint = coalesce(%(checkpoint)s, checkpoint),
         errors = CASE WHEN jsonb_array_length(errors) < {MAX_ERRORS} THEN errors || %(errors)s::jsonb ELSE errors END
-    WHERE id = %(job_id)s AND runs = %(number)s AND status = 'in_progress' RETURNING user_id"""
+    WHERE id = %(job_id)s AND runs = %(number)s AND status = 'in_progress' RETURNING user_id"""  # noqa: S608  # of constants
 _FAILURES: Final = """
     UPDATE garmin.jobs SET failures = failures + 1 WHERE id = %b AND runs = %b AND status = 'in_progress'
     RETURNING failures"""
@@ -66,6 +68,8 @@ _CURSOR: Final = "SELECT day FROM garmin.cursors WHERE user_id = %b AND type = %
 _MOVE_CURSOR: Final = """
     INSERT INTO garmin.cursors (user_id, type, day) VALUES (%b, %b, %b)
     ON CONFLICT (user_id, type) DO UPDATE SET day = greatest(cursors.day, excluded.day)"""
+_LINKED: Final = "SELECT FROM garmin.links WHERE user_id = %b"
+_SCHEDULE: Final = "UPDATE garmin.links SET interval_hours = %b, next_sync_at = %b WHERE user_id = %b"
 _DUE: Final = """
     SELECT user_id, tenant_id, interval_hours FROM garmin.links
     WHERE next_sync_at <= %b AND interval_hours > 0 AND NOT needs_sign_in AND NOT EXISTS (
@@ -101,6 +105,18 @@ class JobStore:
         """Begins one, queued in the same transaction; False: the user has one already."""
         async with self._database.transaction() as transaction:
             return await self._begin(transaction.connection, new, now)
+
+    async def is_linked(self, user_id: UUID) -> bool:
+        """Whether the user has an account there."""
+        async with self._database.statements() as statements:
+            found = await statements.connection.execute(_LINKED, [user_id], prepare=True)
+            return bool(found.rowcount)
+
+    async def set_schedule(self, user_id: UUID, schedule: Schedule) -> bool:
+        """Sets when links are due; False: there is none."""
+        values = [schedule.interval_hours, schedule.next_sync_at, user_id]
+        async with self._database.statements() as statements:
+            return bool((await statements.connection.execute(_SCHEDULE, values)).rowcount)
 
     async def current(self, user_id: UUID) -> Job | None:
         """The latest, which is the one that runs if one does."""

@@ -11,7 +11,6 @@ from uuid import UUID
 import grpc
 import orjson
 from google.api.httpbody_pb2 import HttpBody
-from google.protobuf.json_format import MessageToDict
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
@@ -84,8 +83,7 @@ class Neighbours:
                 return await self._sync.PullChanges(request, timeout=PULL_TIMEOUT, metadata=metadata)
 
             page = await self._as_user(user_id, pull)
-            for one in page.changes:
-                found.append(Plan(one.id, None if one.deleted else MessageToDict(one.data)))
+            found += [Plan(one.id, None if one.deleted else orjson.loads(one.data)) for one in page.changes]
             cursor, more = page.next_cursor, page.has_more
         return found
 

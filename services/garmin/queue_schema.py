@@ -11,10 +11,10 @@ _CREATE: Final = f"""
     CREATE TABLE IF NOT EXISTS {SCHEMA}.queue_schema (
         single boolean PRIMARY KEY DEFAULT true CHECK (single),
         newest text NOT NULL)"""
-_NEWEST: Final = f"SELECT newest FROM {SCHEMA}.queue_schema"
+_NEWEST: Final = f"SELECT newest FROM {SCHEMA}.queue_schema"  # noqa: S608  # of constants
 _NOTE: Final = f"""
     INSERT INTO {SCHEMA}.queue_schema (newest) VALUES (%s)
-    ON CONFLICT (single) DO UPDATE SET newest = excluded.newest"""
+    ON CONFLICT (single) DO UPDATE SET newest = excluded.newest"""  # noqa: S608  # of constants
 
 
 def newest() -> str:
@@ -56,7 +56,8 @@ _DROP: Final = f"""
     DECLARE
         one record;
     BEGIN
-        FOR one IN SELECT tablename FROM pg_tables WHERE schemaname = '{SCHEMA}' AND tablename LIKE 'procrastinate%' LOOP
+        FOR one IN SELECT tablename FROM pg_tables WHERE schemaname = '{SCHEMA}' AND tablename LIKE 'procrastinate%'
+        LOOP
             EXECUTE format('DROP TABLE {SCHEMA}.%I CASCADE', one.tablename);
         END LOOP;
         FOR one IN
@@ -72,7 +73,7 @@ _DROP: Final = f"""
             EXECUTE format('DROP TYPE {SCHEMA}.%I CASCADE', one.typname);
         END LOOP;
     END;
-    $$"""
+    $$"""  # noqa: S608  # of constants
 
 
 def _migrations() -> list[str]:

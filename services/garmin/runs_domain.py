@@ -37,7 +37,7 @@ class Ended(Exception):
 
 
 class Interrupted(Exception):
-    """This process is about to stop; another run goes on from here."""
+    """The process is about to stop; another run goes on from here."""
 
 
 class Again(Exception):
@@ -113,10 +113,6 @@ class Runs:
         if run is not None:
             with suppress(Ended):
                 await self._carry_out(run)
-        except SignInEnded:
-            await self._store.end(run, Status.FAILED, SIGN_IN_AGAIN, self._now())
-        except Exception as error:
-            await self._failed(run, error)
 
     async def _carry_out(self, run: Taken) -> None:
         try:

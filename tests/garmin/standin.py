@@ -391,6 +391,10 @@ class StandIn:
         return self._day(account, rest[-1], "weight")
 
     def _workouts(self, account: Account, request: Request, rest: list[str]) -> Answer | None:
+        if rest == ["workouts"]:
+            start, limit = int(request.query.get("start", 0)), int(request.query.get("limit", 20))
+            found = [{**one, "workoutId": int(id)} for id, one in account.workouts.items()]
+            return _json(found[start : start + limit])
         if rest == ["workout"] and request.method == "POST":
             id = str(900_000_000 + len(account.workouts) + len(self.requests))
             account.workouts[id] = request.json()
