@@ -91,6 +91,13 @@ class Config(BaseSettings):
     empty: key files in home/keys."""
     garmin_store_passwords: Literal["on", "off"] = "off"
     """Whether passwords of Garmin accounts are stored, sealed like the tokens."""
+    garmin_jobs: int = Field(4, ge=1, le=100)
+    """Synchronizations that a process carries out at the same time."""
+
+    garmin_domain: Literal["garmin.com", "garmin.cn"] = "garmin.com"
+    """Whose accounts are linked: garmin.cn has its own, for people in China."""
+    garmin_url: str = ""
+    """For tests: where Garmin's hosts are looked for, each as a first segment of the path; empty: at Garmin's."""
 
     auth_address: str = "127.0.0.1:7101"
     sessions_address: str = "127.0.0.1:7102"
@@ -168,7 +175,7 @@ class Config(BaseSettings):
     def _zero_when_empty(cls, value: object) -> object:
         return 0 if value == "" else value
 
-    @field_validator("supabase_issuer", "supabase_jwks_url")
+    @field_validator("supabase_issuer", "supabase_jwks_url", "garmin_url")
     @classmethod
     def _safe(cls, value: str) -> str:
         return _safe_url(value)

@@ -212,6 +212,12 @@ class Reason(Enum):
         StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "The account has a second factor already."
     )
     NOT_A_GUEST = _same(StatusCode.FAILED_PRECONDITION, 409, "CONFLICT", "This is no guest, or none any more.")
+    SYNC_IN_PROGRESS = _same(
+        StatusCode.FAILED_PRECONDITION,
+        409,
+        "CONFLICT",
+        "A synchronization is already in progress. Please wait or check status.",
+    )
     RATE_LIMITED = Row(
         StatusCode.RESOURCE_EXHAUSTED,
         429,

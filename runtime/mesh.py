@@ -25,6 +25,7 @@ from satchel.auth.v1 import (
     users_pb2,
     users_pb2_grpc,
 )
+from satchel.garmin.v1 import garmin_pb2, garmin_pb2_grpc
 from satchel.health.v1 import health_pb2, health_pb2_grpc
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
 from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
@@ -397,6 +398,23 @@ def _add_outcome(request: health_pb2.ReportOutcomesRequest, key: Key, row: Row) 
         clock_skew_ms=None if skew is None else max(-FAR, min(FAR, skew)),
     )
     added.time.FromMicroseconds(round(row.time * 1e6))
+
+
+class GarminClient:
+    """What other services ask of the Garmin connector."""
+
+    def __init__(self, opened: grpc.aio.Channel, tokens: ServiceTokens) -> None:
+        self._stub = garmin_pb2_grpc.GarminServiceStub(opened)
+        self._tokens = tokens
+
+    async def erase_user(self, user_id: UUID) -> dict[str, Any]:
+        """Ends a user's link; what came over it is others' to erase. Raises grpc.aio.AioRpcError when it is away."""
+        await self._stub.EraseUserLink(
+            garmin_pb2.EraseUserLinkRequest(user_id=str(user_id)),
+            timeout=ERASE_TIMEOUT,
+            metadata=(("authorization", f"Bearer {self._tokens.current()}"),),
+        )
+        return {}
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> Exception:

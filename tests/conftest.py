@@ -51,6 +51,8 @@ ALL = {
     "websocket": websocket,
 }
 TEMPLATE = "satchel_template"
+# Nobody is there: what has no stand-in for Garmin must not find the real one.
+NO_GARMIN = "http://127.0.0.1:9"
 # Runs beside this one take other ports: nobody borrows that of a part which is being restarted.
 _run, _runs = (
     int(os.environ.get(f"PYTEST_XDIST_WORKER{name}", default).removeprefix("gw"))
@@ -168,7 +170,16 @@ def config_for(home: Path, **given: Any) -> Config:
     """Settings on free ports, rate limits off unless asked for."""
     fields = [*(f"{name}_address" for name in SERVICES), "websocket_listen"]
     addresses = {field: f"127.0.0.1:{port}" for field, port in zip(fields, free_ports(len(fields)), strict=True)}
-    return Config(**{"home": home, "rate_limits": "off", "share_address": False, **addresses, **given})
+    return Config(
+        **{
+            "home": home,
+            "rate_limits": "off",
+            "share_address": False,
+            "garmin_url": NO_GARMIN,
+            **addresses,
+            **given,
+        }
+    )
 
 
 @asynccontextmanager
@@ -215,6 +226,7 @@ def service_part(name: str, config: Config, directory: Path, **settings: str) ->
         "SATCHEL_DATABASE_URL": config.database_url,
         "SATCHEL_REDIS_URL": config.redis_url,
         "SATCHEL_RATE_LIMITS": config.rate_limits,
+        "SATCHEL_GARMIN_URL": config.garmin_url,
         "SATCHEL_SHARE_ADDRESS": str(config.share_address),
         **addresses,
         **{f"SATCHEL_{field.upper()}": text for field, text in settings.items()},

@@ -35,7 +35,7 @@ from runtime.database import Database, database
 from runtime.identity import Revocations, ServiceTokens, Verifier
 from runtime.issuers import issuer_client
 from runtime.keys import mesh_secret, parse_vault_keys, signing_keys, vault_keys
-from runtime.mesh import HealthClient, SessionsClient, UploadsClient, channel
+from runtime.mesh import GarminClient, HealthClient, SessionsClient, UploadsClient, channel
 from runtime.sweeping import sweeping
 from runtime.tiers import FILE, read_tiers
 from services.auth.accounts import Account
@@ -176,12 +176,15 @@ async def _accounts(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[Non
         channel(config.sessions_address) as sessions,
         channel(config.uploads_address) as uploads,
         channel(config.health_address) as health,
+        channel(config.garmin_address) as garmin,
     ):
         files, records = UploadsClient(uploads, tokens), SessionsClient(sessions, tokens)
-        # First what was logged here while the account was about to go. And files before records: whatever they still
-        # have to tell of themselves finds its user's records ended. Devices last: what is counted of the end is theirs.
+        # First what was logged here while the account was about to go. Then what brings more from elsewhere. And files
+        # before records: whatever they still have to tell of themselves finds its user's records ended. Devices last:
+        # what is counted of the end is theirs.
         elsewhere = [
             events.forget,
+            GarminClient(garmin, tokens).erase_user,
             files.erase_user,
             records.erase_user,
             HealthClient(health, tokens).erase_user,

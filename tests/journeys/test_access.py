@@ -168,6 +168,18 @@ EXPECTED = {
     "/satchel.health.v1.ReferenceService/GetOpenApi": OPEN,
     "/satchel.health.v1.ReferenceService/GetDocs": OPEN,
     "/satchel.health.v1.ReferenceService/GetDocsFile": OPEN,
+    "/satchel.garmin.v1.GarminService/LinkAccount": USERS,
+    "/satchel.garmin.v1.GarminService/VerifyMfa": USERS,
+    "/satchel.garmin.v1.GarminService/GetLink": USERS,
+    "/satchel.garmin.v1.GarminService/UnlinkAccount": USERS,
+    "/satchel.garmin.v1.GarminService/SyncActivities": USERS,
+    "/satchel.garmin.v1.GarminService/SyncHealth": USERS,
+    "/satchel.garmin.v1.GarminService/SyncWorkouts": USERS,
+    "/satchel.garmin.v1.GarminService/GetSyncStatus": USERS,
+    "/satchel.garmin.v1.GarminService/CancelSync": USERS,
+    "/satchel.garmin.v1.GarminService/ListSyncs": USERS,
+    "/satchel.garmin.v1.GarminService/UpdateSchedule": USERS,
+    "/satchel.garmin.v1.GarminService/EraseUserLink": SERVICES,
 }
 ACCESS = {
     options.ACCESS_PUBLIC: (OPEN,),
@@ -245,8 +257,7 @@ def request_for(method: str) -> Message:
             name: {"guest_id": str(uuid4()), "user_id": str(uuid4()), "tenant_id": 1}
             for name in ("AdoptRecords", "AdoptFiles")
         },
-        "EraseUserFiles": {"user_id": str(uuid4())},
-        "EraseUserDevices": {"user_id": str(uuid4())},
+        **{name: {"user_id": str(uuid4())} for name in ("EraseUserFiles", "EraseUserLink", "EraseUserDevices")},
         "GetDeviceHealth": {"device_id": "phone-1"},
         "ReportOutcomes": {"reporter": str(uuid4()), "number": 1},
         "CreateUser": {"email": f"{uuid4().hex}@example.com"},
