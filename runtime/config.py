@@ -104,6 +104,7 @@ class Config(BaseSettings):
     uploads_address: str = "127.0.0.1:7103"
     health_address: str = "127.0.0.1:7104"
     garmin_address: str = "127.0.0.1:7106"
+    """Empty: the Garmin connector is not run here."""
     websocket_address: str = "127.0.0.1:7105"
     websocket_listen: str = "127.0.0.1:7180"
     """host:port where the WebSocket door takes connections; its address above only answers for its health."""

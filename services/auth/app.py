@@ -176,7 +176,7 @@ async def _accounts(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[Non
         channel(config.sessions_address) as sessions,
         channel(config.uploads_address) as uploads,
         channel(config.health_address) as health,
-        channel(config.garmin_address) as garmin,
+        channel(config.garmin_address) if config.garmin_address else nullcontext() as garmin,
     ):
         files, records = UploadsClient(uploads, tokens), SessionsClient(sessions, tokens)
         # First what was logged here while the account was about to go. Then what brings more from elsewhere. And files
@@ -184,7 +184,7 @@ async def _accounts(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[Non
         # what is counted of the end is theirs.
         elsewhere = [
             events.forget,
-            GarminClient(garmin, tokens).erase_user,
+            *([GarminClient(garmin, tokens).erase_user] if garmin is not None else []),
             files.erase_user,
             records.erase_user,
             HealthClient(health, tokens).erase_user,

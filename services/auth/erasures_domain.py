@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from services.auth.deletions_store import DeletionStore
     from services.auth.erasures_store import ErasureStore
 
-# After so long a replica that has taken an erasure up is believed to be gone; longer than any attempt.
-CLAIM: Final = timedelta(seconds=60)
+# After so long a replica that has taken an erasure up is believed to be gone; longer than all calls of an attempt.
+CLAIM: Final = timedelta(seconds=180)
 # After the first time it is done again: once when calls that were let in before every service knew of the deletion have
 # ended, and once when the last access token is dead, for a service that could not be told meanwhile.
 AGAIN_AFTER: Final = (timedelta(seconds=30), timedelta(seconds=ACCESS_TOKEN_SECONDS + 60))
@@ -63,22 +63,29 @@ class Erasures:
         """Takes up all that is due; what fails is put off, longer each time. Raises when the database is away."""
         while erasure := await self._store.take(self._now(), CLAIM):
             began = self._now()
-            try:
-                for erase in self._elsewhere:
-                    await self._receipts.note(erasure.account_id, await erase(erasure.account_id))
-                await self._receipts.done(erasure.account_id, self._now())
-            except Exception as error:  # whatever it was, it is tried again until it is done
-                ERASURE_ERRORS.inc()
-                logger().warning("cannot erase yet", user=erasure.account_id, error=repr(error))
+            if not await self._erased_everywhere(erasure.account_id):
                 until = self._now() + pause_after(erasure.attempts)
                 await self._store.put_off(erasure.account_id, until, attempts=erasure.attempts + 1)
                 continue
+            await self._receipts.done(erasure.account_id, self._now())
             again = next((time for after in AGAIN_AFTER if (time := erasure.delete_time + after) > began), None)
             if again is None:
                 await self._store.finish(erasure.account_id)
                 logger().info("erased an account", user=erasure.account_id)
             else:
                 await self._store.put_off(erasure.account_id, again, attempts=0)
+
+    async def _erased_everywhere(self, account_id: UUID) -> bool:
+        """Has each service erase what it has. False: some could not; what the others have has gone all the same."""
+        failed = False
+        for erase in self._elsewhere:
+            try:
+                await self._receipts.note(account_id, await erase(account_id))
+            except Exception as error:  # whatever it was, it is tried again until it is done
+                failed = True
+                ERASURE_ERRORS.inc()
+                logger().warning("cannot erase yet", user=account_id, error=repr(error))
+        return not failed
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Carries out what falls due for as long as the block runs."""

@@ -46,10 +46,18 @@ OPTIONAL: Final = frozenset({"garmin"})
 async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None]:
     """Adds the health service to `server` for as long as the block runs."""
     async with AsyncExitStack() as stack:
-        channels = {name: await stack.enter_async_context(channel(config.address(name))) for name in SERVICES}
+        channels = {
+            name: await stack.enter_async_context(channel(address))
+            for name in SERVICES
+            if (address := config.address(name))
+        }
         parts = [
-            Part(name=name, needed=name not in OPTIONAL, probe=_grpc_probe(opened, ALIVE))
-            for name, opened in channels.items()
+            Part(
+                name=name,
+                needed=name not in OPTIONAL,
+                probe=_grpc_probe(channels[name], ALIVE) if name in channels else None,
+            )
+            for name in SERVICES
         ]
         # Where files live, as the one service sees it that goes there.
         parts.append(Part(name="blobs", needed=True, probe=_grpc_probe(channels["uploads"], BLOBS)))
