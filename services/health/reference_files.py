@@ -21,10 +21,10 @@ _GENERATED: Final = Path(reference_pb2.__file__).parents[3] / DOCUMENT
 _PACKAGE: Final = "offapi"
 _SWAGGER_UI: Final = {"swagger-ui.css": "swagger_style.css", "swagger-ui-bundle.js": "swagger_bundle.js"}
 
-# What Swagger UI needs: to load its own parts, to draw icons that are data, to set styles, and to call this server.
+# What Swagger UI needs: to load its own parts, to draw icons that are data, and to call this server.
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _PAGE_HEADERS: Final = (("content-security-policy", _POLICY), ("referrer-policy", "no-referrer"))
 

@@ -47,7 +47,7 @@ async def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing_that_is_
     page = await edge.http.get("/docs")
     policy = dict(one.strip().partition(" ")[::2] for one in page.headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'"
-    assert policy["script-src"] == policy["connect-src"] == "'self'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
     assert policy["frame-ancestors"] == "'none'"
     assert page.headers["x-content-type-options"] == "nosniff"
     assert not re.search(r"<script(?![^>]*src=)|\bon\w+=|<style|style=", page.text)
