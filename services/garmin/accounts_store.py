@@ -98,7 +98,7 @@ _BEGIN_REFRESH: Final = (
     .values(refresh_until=bindparam("until", type_=_time))
     .where(_of_link, sa.or_(links.c.refresh_until.is_(None), links.c.refresh_until < _now))
 )
-_END_REFRESH: Final = sa.update(links).values(refresh_until=None).where(_of_link)
+_END_REFRESH: Final = sa.update(links).values(refresh_until=sa.null()).where(_of_link)
 
 _begun: Final = postgresql.insert(sign_ins).values(
     user_id=bindparam("user_id"),

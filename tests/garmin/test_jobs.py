@@ -158,7 +158,7 @@ class TestAsUsersSeeIt:
         shown = (await ada.phone.call("GET", "/api/garmin/account")).json()
         assert (shown["interval_hours"], shown["next_sync_at"]) == (24, answer.json()["next_sync_at"])
         never = (await ada.phone.call("PUT", "/api/v1/garmin/schedule", json={"interval_hours": 0})).json()
-        assert (never["interval_hours"], never["next_sync_at"]) == (0, None)
+        assert (never["interval_hours"], never.get("next_sync_at")) == (0, None)
         for wrong in (-1, 169):
             answer = await ada.phone.call("PUT", "/api/v1/garmin/schedule", json={"interval_hours": wrong})
             assert answer.status_code == 400
