@@ -223,13 +223,13 @@ class StoredSession:
         await self._ask(lambda session: session.delete_workout(workout_id))
 
     async def _ask(self, ask: Callable[[RefreshableSession], Awaitable[T]]) -> T:
-        session = self._session
+        session, tokens = self._session, self._session.tokens
         try:
             return await ask(session)
         except TokensExpired:
             pass
         async with self._renewing:
-            if self._session is session:
+            if self._session.tokens == tokens:  # nobody else was first, by this session or by another
                 self._session = await self._sessions.renew(self._link, session)
             session = self._session
         try:

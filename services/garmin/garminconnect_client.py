@@ -29,7 +29,7 @@ from garminconnect import client as library
 from garminconnect.exceptions import GarminConnectAuthenticationError, GarminConnectTooManyRequestsError
 
 from runtime.telemetry import logger
-from services.garmin import garminconnect_convert as convert
+from services.garmin import garminconnect_answers as answers
 from services.garmin.connect import (
     Activity,
     DailyMetric,
@@ -104,6 +104,8 @@ class _Heard(threading.local):
 
 class _Client(library.Client):  # type: ignore[misc]  # it ships no types
     """The library's client, which hears what Garmin answers, and leaves refreshing to who stores tokens."""
+
+    _mfa_session: Any
 
     def __init__(self, hosts: Hosts) -> None:
         super().__init__(domain=hosts.domain)
@@ -275,7 +277,7 @@ class LibrarySession:
         """As GarminSession.activities."""
         params = {"startDate": since.isoformat(), "start": str(start), "limit": str(limit)}
         return await self._ask(
-            lambda: convert.activities(self._library.connectapi(self._library.garmin_connect_activities, params=params))
+            lambda: answers.activities(self._library.connectapi(self._library.garmin_connect_activities, params=params))
         )
 
     async def download_original(self, activity_id: str) -> Original:
@@ -303,12 +305,12 @@ class LibrarySession:
             text = day.isoformat()
             summary = self._optional(lambda: self._library.get_user_summary(text))
             sleep = self._optional(lambda: self._library.get_sleep_data(text))
-            offset = convert.zone_offset_of(summary, sleep)
+            offset = answers.zone_offset_of(summary, sleep)
             found = [
-                *convert.of_summary(day, summary),
-                *convert.of_sleep(day, sleep),
-                *convert.of_hrv(day, self._optional(lambda: self._library.get_hrv_data(text))),
-                *convert.of_weight(day, self._optional(lambda: self._library.get_daily_weigh_ins(text))),
+                *answers.of_summary(day, summary),
+                *answers.of_sleep(day, sleep),
+                *answers.of_hrv(day, self._optional(lambda: self._library.get_hrv_data(text))),
+                *answers.of_weight(day, self._optional(lambda: self._library.get_daily_weigh_ins(text))),
             ]
             return [replace(one, zone_offset_minutes=offset) for one in found]
 
@@ -316,7 +318,7 @@ class LibrarySession:
 
     async def workouts(self, start: int, limit: int) -> list[Workout]:
         """As GarminSession.workouts."""
-        return await self._ask(lambda: convert.workouts(self._library.get_workouts(start, limit)))
+        return await self._ask(lambda: answers.workouts(self._library.get_workouts(start, limit)))
 
     async def upload_workout(self, workout: Mapping[str, Any]) -> str:
         """As GarminSession.upload_workout."""

@@ -152,11 +152,7 @@ class TestLinking:
     ) -> None:
         one, other = standin.account(), standin.account()
         await linked(phone, one)
-        change(
-            edge.mesh.config,
-            "UPDATE garmin.links SET needs_sign_in = true, interval_hours = 3 WHERE user_id = %s",
-            phone,
-        )
+        change(edge.mesh.config, "needs_sign_in = true, interval_hours = 3", phone)
         await linked(phone, other)
         found, kept = await shown(phone), await vault(edge, phone)
         assert (found["garmin_username"], found["needs_sign_in"], found["interval_hours"]) == (other.username, False, 3)
@@ -567,11 +563,7 @@ class TestTokens:
         phones = [await Phone.as_guest(edge.http) for _ in range(3)]
         for phone in phones:
             await linked(phone, standin.account())
-            change(
-                edge.mesh.config,
-                "UPDATE garmin.links SET next_sync_at = now() - interval '1 s' WHERE user_id = %s",
-                phone,
-            )
+            change(edge.mesh.config, "next_sync_at = now() - interval '1 s'", phone)
         async with database(edge.mesh.config.database_url, connections=4, name="test") as db:
             store = AccountStore(db)
             taken = [

@@ -154,6 +154,18 @@ EXPECTED = {
     "/satchel.auth.v1.ExportService/ExportAccount": USERS,
     "/satchel.sessions.v1.SyncService/AdoptRecords": SERVICES,
     "/satchel.uploads.v1.UploadService/AdoptFiles": SERVICES,
+    "/satchel.garmin.v1.GarminService/LinkAccount": USERS,
+    "/satchel.garmin.v1.GarminService/VerifyMfa": USERS,
+    "/satchel.garmin.v1.GarminService/GetLink": USERS,
+    "/satchel.garmin.v1.GarminService/UnlinkAccount": USERS,
+    "/satchel.garmin.v1.GarminService/SyncActivities": USERS,
+    "/satchel.garmin.v1.GarminService/SyncHealth": USERS,
+    "/satchel.garmin.v1.GarminService/SyncWorkouts": USERS,
+    "/satchel.garmin.v1.GarminService/GetSyncStatus": USERS,
+    "/satchel.garmin.v1.GarminService/CancelSync": USERS,
+    "/satchel.garmin.v1.GarminService/ListSyncs": USERS,
+    "/satchel.garmin.v1.GarminService/UpdateSchedule": USERS,
+    "/satchel.garmin.v1.GarminService/EraseUserLink": SERVICES,
 }
 ACCESS = {
     options.ACCESS_PUBLIC: (OPEN,),
@@ -229,7 +241,7 @@ def request_for(method: str) -> Message:
             name: {"guest_id": str(uuid4()), "user_id": str(uuid4()), "tenant_id": 1}
             for name in ("AdoptRecords", "AdoptFiles")
         },
-        "EraseUserFiles": {"user_id": str(uuid4())},
+        **{name: {"user_id": str(uuid4())} for name in ("EraseUserFiles", "EraseUserLink")},
         "CreateUser": {"email": f"{uuid4().hex}@example.com"},
         "FindUser": {"email": "nobody@example.com"},
         "CreateApplicationToken": {"name": "a script", "scopes": ["read"]},

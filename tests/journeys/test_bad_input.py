@@ -452,6 +452,9 @@ ELSEWHERE = {
     "AddActivity": "test_activities.py",
     "ReceiveEvent": "test_subscriptions.py",
     "ReceiveRevenueCatEvent": "test_subscriptions.py",
+    **dict.fromkeys(("LinkAccount", "VerifyMfa", "GetLink", "UnlinkAccount"), "garmin/test_bad_input.py"),
+    **dict.fromkeys(("SyncActivities", "SyncHealth", "SyncWorkouts", "GetSyncStatus"), "garmin/test_bad_input.py"),
+    **dict.fromkeys(("CancelSync", "ListSyncs", "UpdateSchedule"), "garmin/test_bad_input.py"),
 }
 
 # Bodies that are no JSON object at all, or none that anybody can read.
