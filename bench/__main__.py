@@ -14,13 +14,16 @@ from pathlib import Path
 
 import uvloop
 
-from bench import batched, calls, files, growth, health, identity, latency, report, streams, sync
+from bench import batched, calls, files, garmin, growth, health, identity, latency, report, streams, sync
 from bench.machine import allow_files, machine
 from bench.memory import Usage, usage
 from bench.rounds import Pair, compare
 from bench.stack import stack
 
-GROUPS = ("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "health", "memory", "start")
+GROUPS = (
+    *("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "health", "garmin"),
+    *("memory", "start"),
+)
 STARTS = 3
 WANTED_FILES = 20_000
 SETTLED = 2.0  # seconds after the start, or the load, until memory is looked at
@@ -61,6 +64,9 @@ machine's cores with everything they measure.
 - Health: the floor of pushing is a sessions process of its own in the same stack, which reports nothing. The figures
   are those of {health.DEVICES:,} devices that synced within {health.HOURS} hours, in {len(health.DOMAINS)} domains each
   minute; the floor adds up the same rows on one psycopg connection. One caller asks, one call after the other.
+- Garmin: {garmin.COUNT:,} FIT recordings of about {garmin.BYTES // 1000} KB, each of its own hour, one record a
+  second, from a stand-in on this machine by way of the real library, through uploads (parsed, stored, hashed) until the
+  last one is in the user's feed. Meanwhile the user asks for the status, one call after the other, 50 ms apart.
 - Memory is the sum over every process of the stack as PSS, where a page that n processes share counts 1/n in each: so
   PostgreSQL's shared buffers and the libraries count once. RSS counts them in every process."""
 
@@ -127,6 +133,9 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
         if "growth" in groups:
             _say("Measuring growth")
             lines += await growth.lines(directory / "growth", workers=workers, say=_say)
+        if "garmin" in groups:
+            _say("Measuring garmin")
+            lines += await garmin.lines(directory / "garmin" / "home", workers=workers)
     about["Load average before"] = f"{busy:.2f}"
     about["Run"] = f"{options.rounds} rounds of {options.seconds:g} s, processes per service: {workers} (make run: 1)"
     _print(about, pairs, lines, memory, starts)
