@@ -93,7 +93,8 @@ async def _bring_up(settings: Settings, supervisor: Supervisor, pages: AsyncExit
     say(f"Starting Satchel (data and logs in {_short(settings.home)})")
     await supervisor.start(*stack.storage(), until_ready=True)
     await completed(stack.migration())
-    await supervisor.start(*stack.services())
+    for tier in stack.services():
+        await supervisor.start(*tier)
     await supervisor.start(stack.edge())
     await _until_healthy(settings, stack, supervisor)
     page = partial(gathered, supervisor.children, stack.admin)

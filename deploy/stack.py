@@ -16,6 +16,7 @@ from deploy.settings import Settings
 from deploy.sockets import free_ports, http_get, socket_directory
 
 SERVICES = ("auth", "sessions", "uploads", "health", "garmin", "websocket")
+REPORTED_TO = "health"
 LOOPBACK = "127.0.0.1"
 # Where the WebSocket door takes connections; its other port is for gRPC, like everybody's.
 DOOR = "websocket-listen"
@@ -81,10 +82,17 @@ class Stack:
         """Brings every schema to its newest version, and ends."""
         return self._module("services.migrate", "migrate")
 
-    def services(self) -> list[Part]:
-        """Every service, as many processes of each as asked for, on one address per service."""
+    def services(self) -> list[list[Part]]:
+        """Every service, as many processes of each as asked for, on one address per service, in two tiers.
+
+        The one that is stopped last takes what the others report until they end.
+        """
         numbers = range(1, self.settings.workers + 1)
-        return [self._process(service, number) for service in SERVICES for number in numbers]
+        reporting = [one for one in SERVICES if one != REPORTED_TO]
+        return [
+            [self._process(service, number) for service in tier for number in numbers]
+            for tier in ([REPORTED_TO], reporting)
+        ]
 
     @property
     def admin(self) -> Path:

@@ -11,6 +11,8 @@ from runtime.database import Database
 from services.health.counts import NAMES
 from services.health.outcomes_domain import Outcome, Report
 
+# Devices that are known of one user; of more, nothing is kept but what they add to the tenant's figures.
+MAX_DEVICES: Final = 100
 COUNTS: Final = ", ".join(NAMES)
 SUMS: Final = ", ".join(f"sum({name})::int8 AS {name}" for name in NAMES)
 ADDED: Final = ", ".join(f"{name} = known.{name} + excluded.{name}" for name in NAMES)
@@ -39,6 +41,13 @@ _SAYS: Final = ", ".join(
 )
 # What is late of a user who is gone is nobody's.
 _LIVING: Final = "NOT EXISTS (SELECT 1 FROM health.erased WHERE erased.user_id = said.user_id)"
+_KNOWN: Final = (
+    "EXISTS (SELECT 1 FROM health.devices AS d WHERE d.user_id = said.user_id AND d.device_id = said.device_id)"
+)
+# A phone that names itself anew with each call must not fill the disk.
+_NOT_TOO_MANY: Final = f"""
+    ({_KNOWN}
+        OR (SELECT count(*) FROM health.devices AS d WHERE d.user_id = said.user_id) < {MAX_DEVICES})"""
 _ADD_DEVICES: Final = f"""
     INSERT INTO health.devices AS known (
         user_id, device_id, tenant_id, {COUNTS}, last_sync_time, say_time, {", ".join(_SAID)})
@@ -47,7 +56,7 @@ _ADD_DEVICES: Final = f"""
     FROM unnest(
         %b::uuid[], %b::text[], %b::int4[], %b::timestamptz[], {_ARRAYS}, %b::text[], %b::text[], %b::text[],
         %b::text[], %b::int8[]) AS said (user_id, device_id, tenant_id, time, {COUNTS}, {", ".join(_SAID)})
-    WHERE {_LIVING}
+    WHERE {_LIVING} AND {_NOT_TOO_MANY}
     GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     ON CONFLICT (user_id, device_id, tenant_id) DO UPDATE SET
         {ADDED}, {_SAYS}, last_sync_time = greatest(known.last_sync_time, excluded.last_sync_time),
@@ -57,7 +66,7 @@ _ADD_DEVICE_HOURS: Final = f"""
     SELECT user_id, device_id COLLATE "C" AS device_id, tenant_id, date_trunc('hour', time) AS hour, {SUMS}
     FROM unnest(%b::uuid[], %b::text[], %b::int4[], %b::timestamptz[], {_ARRAYS})
         AS said (user_id, device_id, tenant_id, time, {COUNTS})
-    WHERE {_LIVING}
+    WHERE {_LIVING} AND {_KNOWN}
     GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
     ON CONFLICT (user_id, device_id, tenant_id, time) DO UPDATE SET {ADDED}"""  # noqa: S608  # of constants
 _ADD_DROPS: Final = """

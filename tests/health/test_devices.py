@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from runtime.clock import utc_now
+from services.health.outcomes_store import MAX_DEVICES
 from tests.conftest import Edge
 from tests.factories import Phone
 from tests.health.reports import Reporter, message, new_tenant, reporting
@@ -94,6 +95,18 @@ class TestOne:
         assert (found["health_score"], found["total_syncs"]) == (100, 0)
         assert found.get("last_sync_at") is None
         assert "clock_skew_ms" not in found
+
+    async def test_a_phone_that_names_itself_anew_each_time_is_a_hundred_devices_and_no_more(
+        self, edge: Edge, reporter: Reporter, tenant: int
+    ) -> None:
+        phone = await edge.phone(tenant_id=tenant)
+        for number in range(MAX_DEVICES + 5):
+            await reporter.report(message(tenant, phone.user_id, f"phone-{number}"))
+        await reporter.report(message(tenant, phone.user_id, "phone-0"))
+        first, late = [await phone.call("GET", path(f"phone-{number}")) for number in (0, MAX_DEVICES + 1)]
+        assert (first.json()["total_syncs"], late.status_code) == (2, 404)
+        figures = (await phone.call("GET", "/api/v1/sync/health")).json()["metrics"]
+        assert figures["total_syncs"] == MAX_DEVICES + 6
 
     async def test_a_device_is_its_users_and_every_administrators(
         self, edge: Edge, reporter: Reporter, tenant: int
