@@ -14,13 +14,13 @@ from pathlib import Path
 
 import uvloop
 
-from bench import batched, calls, files, growth, identity, latency, report, streams, sync
+from bench import batched, calls, files, garmin, growth, identity, latency, report, streams, sync
 from bench.machine import allow_files, machine
 from bench.memory import Usage, usage
 from bench.rounds import Pair, compare
 from bench.stack import stack
 
-GROUPS = ("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "memory", "start")
+GROUPS = ("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "garmin", "memory", "start")
 STARTS = 3
 WANTED_FILES = 20_000
 SETTLED = 2.0  # seconds after the start, or the load, until memory is looked at
@@ -58,6 +58,9 @@ machine's cores with everything they measure.
 - Growth: the same calls, one after the other, on the same stack before and after other users' records were added, each
   time by a new user with {growth.HISTORY:,} records, after VACUUM, ANALYZE and CHECKPOINT. Medians of {growth.PUSHES}
   pushes and {growth.PULLS} pulls.
+- Garmin: {garmin.COUNT:,} FIT recordings of about {garmin.BYTES // 1000} KB, each of its own hour, one record a
+  second, from a stand-in on this machine by way of the real library, through uploads (parsed, stored, hashed) until the
+  last one is in the user's feed. Meanwhile the user asks for the status, one call after the other, 50 ms apart.
 - Memory is the sum over every process of the stack as PSS, where a page that n processes share counts 1/n in each: so
   PostgreSQL's shared buffers and the libraries count once. RSS counts them in every process."""
 
@@ -120,6 +123,9 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
         if "growth" in groups:
             _say("Measuring growth")
             lines += await growth.lines(directory / "growth", workers=workers, say=_say)
+        if "garmin" in groups:
+            _say("Measuring garmin")
+            lines += await garmin.lines(directory / "garmin" / "home", workers=workers)
     about["Load average before"] = f"{busy:.2f}"
     about["Run"] = f"{options.rounds} rounds of {options.seconds:g} s, processes per service: {workers} (make run: 1)"
     _print(about, pairs, lines, memory, starts)

@@ -103,7 +103,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
             call.principal = await self._verifier.principal(call.metadata.get("authorization"))
             authorize(policy.access, call.principal)
             check_delegation(policy, call.principal)
-        if self._limiter is not None and policy.limits and not _is_service(call):
+        if self._limiter is not None and policy.limits and not _paces_itself(call):
             call.headers += await self._limiter.admit(call, request)
         if policy.takes_key:
             call.idempotency = idempotency_key_of(call.metadata, request)
@@ -116,7 +116,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
                 await self._verifier.principal(call.metadata.get("authorization"))
 
         async def count(method: str) -> None:
-            if self._limiter is not None and not _is_service(call):
+            if self._limiter is not None and not _paces_itself(call):
                 await self._limiter.admit(replace(call, policy=self._policies[method], headers=()), None)
 
         policy = call.policy
@@ -239,7 +239,7 @@ class _Guard:
         self._seconds.observe(seconds)
         self._answers[outcome.code].inc()
         # Probes and the services' talk among themselves are many and say nothing while they go well.
-        routine = self._policy.service.startswith("grpc.") or (_is_service(call) and outcome.reason is None)
+        routine = self._policy.service.startswith("grpc.") or (_paces_itself(call) and outcome.reason is None)
         log_rpc(
             routine,
             method=self._policy.method,
@@ -469,8 +469,9 @@ def _peer(peer: str) -> str:
     )
 
 
-def _is_service(call: Call) -> bool:
-    return call.principal is not None and call.principal.role == "service"
+def _paces_itself(call: Call) -> bool:
+    """Whether a service calls, as itself or in a user's name: that spends nothing of what the user may."""
+    return call.principal is not None and (call.principal.role == "service" or bool(call.principal.actor))
 
 
 async def _send_headers(call: Call, context: ServicerContext[Any, Any]) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Final
 from uuid import UUID
 
 import procrastinate
-from procrastinate.exceptions import ProcrastinateException
+from procrastinate.exceptions import JobAborted, ProcrastinateException
+from procrastinate.job_context import AbortReason, JobContext
 from procrastinate.jobs import Job as QueuedJob
 from procrastinate.jobs import Status
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
@@ -99,8 +100,13 @@ class Queue:
             yield
 
     def _add_tasks(self, run: Callable[[UUID], Awaitable[None]], begin_due: Round, forget: Round) -> None:
-        async def synchronize(job_id: str) -> None:
-            await run(UUID(job_id))
+        async def synchronize(context: JobContext, job_id: str) -> None:
+            try:
+                await run(UUID(job_id))
+            except asyncio.CancelledError:
+                if context.abort_reason() is AbortReason.USER_REQUEST:
+                    raise JobAborted from None
+                raise
 
         async def look(timestamp: int) -> None:
             await self._take_up_stalled()
@@ -112,7 +118,7 @@ class Queue:
             )
             await forget()
 
-        self._jobs.task(name=_TASK, queue=_TASK, retry=_Patience())(synchronize)
+        self._jobs.task(name=_TASK, queue=_TASK, retry=_Patience(), pass_context=True)(synchronize)
         for function, cron in ((look, _OFTEN), (clean, _HOURLY)):
             name = function.__name__
             task = self._housekeeping.task(name=name, queue=_HOUSEKEEPING, queueing_lock=name)(function)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from fitdecode.profile import FIELD_NUM_TIMESTAMP
 from fitdecode.types import BaseType, FieldDefinition
 
 from runtime.errors import Failure, invalid
+from services.uploads.activity_skim import skim
 from services.uploads.activity_summary import UNNAMED_SPORT, Kind, Summary
 from services.uploads.activity_track import Mean, Position, Track, checked_position, first
 
@@ -23,6 +24,17 @@ _DEGREES_PER_SEMICIRCLE: Final = 180 / 2**31
 
 _WHOLE: Final = {"file_id", "session", "developer_data_id", "field_description"}
 _RECORD: Final = {"position_lat", "position_long", "altitude", "enhanced_altitude", "heart_rate", "power", "cadence"}
+# Of a summary, the fields of records that it is made of where no session tells: time, position, altitude and so on.
+_FROM_RECORDS: Final[Mapping[str, Set[int]]] = {
+    "duration_seconds": {FIELD_NUM_TIMESTAMP},
+    "distance_meters": {0, 1},
+    "elevation_gain_meters": {2, 78},
+    "avg_heart_rate": {3},
+    "max_heart_rate": {3},
+    "avg_power_watts": {7},
+    "max_power_watts": {7},
+    "avg_cadence": {4},
+}
 _SKIPPED: Final = BaseType(name="skipped", identifier=0x0D, fmt="s", parse=lambda _: None)
 
 Message = Mapping[str, Any]
@@ -37,12 +49,32 @@ def read_fit(data: bytes) -> Summary:
 
     Raises Failure(FIELD_INVALID) for a damaged file, and for one that is no activity.
     """
+    skimmed = skim(data)
+    if skimmed is not None:
+        file_id, sessions, _ = _messages(skimmed.data, CrcCheck.DISABLED)
+        _check_type(file_id)
+        if any(_time(one.get("start_time")) for one in sessions):
+            summary = _summary(file_id, sessions, Track())
+            missing = {name for name in _FROM_RECORDS if getattr(summary, name) is None}
+            if not any(_FROM_RECORDS[name] & skimmed.record_fields for name in missing):
+                return summary
+    file_id, sessions, track = _messages(data, CrcCheck.RAISE)
+    _check_type(file_id)
+    return _summary(file_id, sessions, track)
+
+
+def _check_type(file_id: Message) -> None:
+    if file_id.get("type") != "activity":
+        raise invalid("file", "is FIT, but no activity", "INVALID_FORMAT")
+
+
+def _messages(data: bytes, check: CrcCheck) -> tuple[Message, Sequence[Message], Track]:
     file_id: Message = {}
     sessions: list[Message] = []
     track = Track()
     try:
         # Strict only with checksums: devices in the field break other rules, such as the sizes of fields.
-        with FitReader(data, processor=None, check_crc=CrcCheck.RAISE, error_handling=ErrorHandling.IGNORE) as reader:
+        with FitReader(data, processor=None, check_crc=check, error_handling=ErrorHandling.IGNORE) as reader:
             for frame in reader:
                 if frame.frame_type == FIT_FRAME_DEFINITION:
                     _skip_unread(frame)
@@ -62,9 +94,7 @@ def read_fit(data: bytes) -> Summary:
         raise invalid("file", "is damaged: it ends too early, or something follows its end", "INVALID_FORMAT") from None
     except Exception:  # whatever a decoder trips over in a stranger's bytes
         raise invalid("file", "is damaged: it is no readable FIT", "INVALID_FORMAT") from None
-    if file_id.get("type") != "activity":
-        raise invalid("file", "is FIT, but no activity", "INVALID_FORMAT")
-    return _summary(file_id, sessions, track)
+    return file_id, sessions, track
 
 
 def _summary(file_id: Message, sessions: Sequence[Message], track: Track) -> Summary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,9 +32,7 @@ class Linked:
         return str(answer.json()["job_id"])
 
     async def status(self) -> dict[str, Any]:
-        answer = await self.phone.call("GET", STATUS)
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
+        return await self.get(STATUS)
 
     async def until_over(self, seconds: float = 60) -> dict[str, Any]:
         """How it ended."""
@@ -43,15 +43,22 @@ class Linked:
         await until(over, seconds)
         return await self.status()
 
+    async def get(self, path: str, **params: Any) -> dict[str, Any]:
+        """An answer, from whoever is back up by now."""
+        deadline = time.monotonic() + 30
+        while (answer := await self.phone.call("GET", path, params=params)).status_code == 503:
+            assert time.monotonic() < deadline, answer.text
+            await asyncio.sleep(0.1)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
     async def synced(self, kind: str = "activities", **request: Any) -> dict[str, Any]:
         """A whole synchronization."""
         await self.start(kind, **request)
         return await self.until_over()
 
     async def syncs(self) -> list[dict[str, Any]]:
-        answer = await self.phone.call("GET", "/api/v1/garmin/syncs")
-        assert answer.status_code == 200, answer.text
-        return list(answer.json()["syncs"])
+        return list((await self.get("/api/v1/garmin/syncs"))["syncs"])
 
     async def feed(self, domain: str) -> dict[str, dict[str, Any]]:
         """Live records of a domain by their ids."""
@@ -59,7 +66,7 @@ class Linked:
         cursor = ""
         while True:
             params = {"domains": domain, "limit": 1000, **({"cursor": cursor} if cursor else {})}
-            page = (await self.phone.call("GET", "/api/v1/sync/pull", params=params)).json()
+            page = await self.get("/api/v1/sync/pull", **params)
             found.update({one["id"]: one["data"] for one in page["changes"] if not one["deleted"]})
             cursor = page["next_cursor"]
             if not page["has_more"]:

@@ -118,7 +118,7 @@ async def test_a_recording_that_takes_too_long_is_refused_and_the_next_is_read()
         await parsing.summarize(RUN)
         [first] = workers()
         before = time.monotonic()
-        failure = await refused(parsing, repeated("indoor-trainer.fit", 4_000_000))
+        failure = await refused(parsing, repeated("indoor-trainer.fit", 4_000_000) + RUN)
         assert blamed(failure) == "file: takes too long to read"
         assert time.monotonic() - before < 10
         await until(lambda: first not in workers())
