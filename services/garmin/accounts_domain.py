@@ -88,9 +88,13 @@ class Accounts:
         patience: float,
         stores_passwords: bool,
         ended: Sequence[Callable[[UUID], Awaitable[None]]],
+        erased: Sequence[Callable[[UUID], Awaitable[None]]],
         now: Callable[[], datetime],
     ) -> None:
-        """`patience` is how many seconds a caller waits; each of `ended` is told of a user whose link has ended."""
+        """`patience` is how many seconds a caller waits.
+
+        Each of `ended` is told of a user whose link has ended, each of `erased` of one whose account is gone.
+        """
         self._garmin = garmin
         self._store = store
         self._credentials = credentials
@@ -99,6 +103,7 @@ class Accounts:
         self._patience = patience
         self._stores_passwords = stores_passwords
         self._ended = ended
+        self._erased = erased
         self._now = now
         self._going_on: dict[bytes, asyncio.Task[bool]] = {}
 
@@ -153,7 +158,7 @@ class Accounts:
         async with self._store.ending(user_id):
             pass
         await self._store.forget_attempts(self._subjects(user_id, "")[:1])
-        for tell in self._ended:
+        for tell in self._erased:
             await tell(user_id)
 
     async def sweep(self) -> None:

@@ -62,6 +62,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
             patience=config.call_timeout * PATIENCE,
             stores_passwords=config.stores_garmin_passwords,
             ended=[jobs.end],
+            erased=[job_store.erase],
             now=utc_now,
         )
         stack.push_async_callback(accounts.close)

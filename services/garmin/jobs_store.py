@@ -88,6 +88,13 @@ _FORGET_OLD: Final = """
     DELETE FROM garmin.jobs WHERE end_time < %b AND EXISTS (
         SELECT FROM garmin.jobs AS later WHERE later.user_id = jobs.user_id AND later.start_time > jobs.start_time)"""
 
+_ERASE: Final = (
+    "DELETE FROM garmin.jobs WHERE user_id = %b RETURNING queue_id",
+    "DELETE FROM garmin.activities WHERE user_id = %b",
+    "DELETE FROM garmin.workouts WHERE user_id = %b",
+    "DELETE FROM garmin.cursors WHERE user_id = %b",
+)
+
 Defer = Callable[[Connection, NewJob], Awaitable[int]]
 CancelQueued = Callable[[Connection, int], Awaitable[None]]
 
@@ -231,6 +238,17 @@ class JobStore:
                 number = await self._defer(connection, _new(row))
                 await connection.execute(_QUEUED, [number, row["id"]])
         return len(lost)
+
+    async def erase(self, user_id: UUID) -> None:
+        """Forgets all that is known of a user's synchronizations; one that runs finds that it is over."""
+        async with self._database.transaction() as transaction:
+            connection = transaction.connection
+            # First what runs: whoever writes of an item looks at its row.
+            for statement in _ERASE:
+                found = await connection.execute(statement, [user_id])
+                for row in await found.fetchall() if found.description else ():
+                    if row["queue_id"] is not None:
+                        await self._cancel_queued(connection, row["queue_id"])
 
     async def forget_old(self, before: datetime) -> None:
         """Deletes those that ended before a moment, but not a user's last one."""

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import garminconnect.client
 import pytest
 
 from deploy.parts import running
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
 from tests.garmin.standin import StandIn, standing_in
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process the library does not wait as a reader would before it sends a form."""
+    for module in (garminconnect.client, getattr(garminconnect.client, "sso", None)):
+        for name in ("WIDGET_DELAY_MIN_S", "WIDGET_DELAY_MAX_S", "MOBILE_DELAY_MIN_S", "MOBILE_DELAY_MAX_S"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, 0.0)
 
 
 @pytest.fixture(scope="session")

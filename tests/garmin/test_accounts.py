@@ -365,10 +365,8 @@ class TestRefusals:
 
 class TestBadDays:
     async def test_a_limit_of_garmins_holds_for_all_users_and_costs_no_attempts(
-        self, own_garmin_edge: Start, own_standin: StandIn, monkeypatch: pytest.MonkeyPatch
+        self, own_garmin_edge: Start, own_standin: StandIn
     ) -> None:
-        monkeypatch.setattr("garminconnect.client.WIDGET_DELAY_MAX_S", 0.0, raising=False)
-        monkeypatch.setattr("garminconnect.client.WIDGET_DELAY_MIN_S", 0.0, raising=False)
         edge = await own_garmin_edge()
         phones = [await Phone.as_guest(edge.http) for _ in range(2)]
         own_standin.limit(SSO)
@@ -384,9 +382,7 @@ class TestBadDays:
         assert len(own_standin.requests) == asked
         assert rows(edge.mesh.config, "garmin.links", phones[1]) == []
 
-    async def test_garmin_down_is_a_503_and_passes(
-        self, own_garmin_edge: Start, own_standin: StandIn, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_garmin_down_is_a_503_and_passes(self, own_garmin_edge: Start, own_standin: StandIn) -> None:
         edge = await own_garmin_edge()
         phone, account = await Phone.as_guest(edge.http), own_standin.account()
         for trouble in (own_standin.down, own_standin.nonsense):

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 
-import garminconnect.client
 import pytest
 
 from services.garmin.breaker import GuardedGarmin
@@ -44,15 +43,6 @@ def garmin(standin: StandIn) -> GarminConnect:
     return GarminConnect(Hosts(domain="garmin.com", url=standin.url))
 
 
-@pytest.fixture
-def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library waits some seconds in its widget, as a reader would."""
-    for module in (garminconnect.client, getattr(garminconnect.client, "sso", None)):
-        for name in ("WIDGET_DELAY_MIN_S", "WIDGET_DELAY_MAX_S"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, 0.0)
-
-
 async def signed_in(garmin: GarminConnect, account: Account) -> SignedIn:
     outcome = await garmin.sign_in(account.username, account.password)
     assert isinstance(outcome, SignedIn)
@@ -81,7 +71,6 @@ class TestSigningIn:
             assert standin.count("/mobile/api/login") == before + 1
         assert standin.count("/sso/signin") == 0
 
-    @pytest.mark.usefixtures("no_waits")
     async def test_where_the_door_for_apps_is_shut_the_widget_is_open(
         self, garmin: GarminConnect, standin: StandIn
     ) -> None:
@@ -93,7 +82,6 @@ class TestSigningIn:
         assert standin.count("/sso/signin") > 0
         assert standin.count("/portal/") == 0
 
-    @pytest.mark.usefixtures("no_waits")
     @pytest.mark.parametrize("mobile", [True, False])
     async def test_a_sign_in_that_wants_a_code_goes_on_elsewhere(
         self, garmin: GarminConnect, standin: StandIn, mobile: bool
@@ -113,7 +101,6 @@ class TestSigningIn:
         with pytest.raises(SignInLost):
             await garmin.finish_sign_in(json.dumps({"flow": "ios"}), "123456")
 
-    @pytest.mark.usefixtures("no_waits")
     async def test_a_limit_is_no_reason_to_try_every_door_there_is(
         self, garmin: GarminConnect, standin: StandIn
     ) -> None:
@@ -132,7 +119,6 @@ class TestSigningIn:
         assert limited.value.retry_after == 77
         assert account.sign_ins == 1
 
-    @pytest.mark.usefixtures("no_waits")
     async def test_nobody_there_is_not_a_wrong_password(self, garmin: GarminConnect, standin: StandIn) -> None:
         account = standin.account(mfa=True)
         standin.down()

@@ -457,15 +457,19 @@ class TestWhenGarminIsUnwell:
     async def test_an_account_that_is_deleted_ends_it_and_leaves_nothing(
         self, ada: Linked, standin: StandIn, edge: Edge
     ) -> None:
+        await ada.synced("health")
         add_runs(ada.account, 20)
         standin.slow(0.2, where="download-service")
         await ada.start()
         assert (await ada.phone.call("DELETE", "/v1/auth/me")).status_code in (200, 204)
 
         async def all_gone() -> bool:
-            left = query(edge, "SELECT status FROM garmin.jobs WHERE user_id = %s", ada.phone.user_id)
+            tables = ("jobs", "activities", "cursors", "workouts", "links")
+            left = [
+                query(edge, f"SELECT 1 FROM garmin.{name} WHERE user_id = %s", ada.phone.user_id) for name in tables
+            ]
             queued = query(edge, "SELECT 1 FROM garmin.procrastinate_jobs WHERE lock = %s", ada.phone.user_id)
-            return not queued and all(one != ("in_progress",) for one in left)
+            return not queued and not any(left)
 
         await until(all_gone, 40)
 
