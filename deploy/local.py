@@ -167,6 +167,8 @@ def _greet(settings: Settings, stack: Stack, supervisor: Supervisor, metrics: st
         f"\nReady in {seconds:.1f} s\n\n"
         f"  REST, gRPC, gRPC-Web  {url}\n"
         f"  WebSocket             {url.replace('http', 'ws', 1)}/ws/mobile/sync/?device_id=...\n"
+        f"  Operator's page       {url}/ (SATCHEL_ADMIN_EMAIL says who signs in there)\n"
+        f"  The API, to be tried  {url}/docs\n"
         f"  Health                {url}/healthz\n"
         f"  Metrics               {metrics}, and http://<metrics>/metrics and /readyz of each process\n\n"
         f"  curl -X POST {url}/v1/auth/signup -H 'content-type: application/json' -d '{body}'\n\n"

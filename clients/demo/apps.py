@@ -96,7 +96,7 @@ def _puzzle(random: Random, now: datetime) -> Thing:
     # Free accounts may store one a day, so each is of a day of its own.
     return {
         "id": _id(random),
-        "timestamp": _time(now - timedelta(days=random.randrange(1, 20_000))),
+        "timestamp": _time(now - timedelta(days=random.randrange(1, 9_000))),
         "duration": random.randrange(60, 1800),
         "difficulty": random.choice(_LEVELS),
         "declutter_text": random.choice(_TEXTS),
