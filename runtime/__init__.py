@@ -2,6 +2,6 @@
 
 import os
 
-# Before gRPC is loaded: a process that we start would otherwise, between its fork and its own program, run what gRPC does
-# in a child that goes on with its calls, and may crash there.
+# Before gRPC is loaded: a process that we start would otherwise, between its fork and its own program, run what gRPC
+# does in a child that goes on with its calls, and may crash there.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
