@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import httpx
@@ -25,6 +26,8 @@ from deploy.sockets import free_port
 from runtime.config import SERVICES, Config
 from runtime.readiness import ALIVE
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from tests.factories import Phone
+from tests.health.reports import new_tenant
 from tests.polling import until
 
 PATIENCE = 40.0
@@ -219,3 +222,55 @@ async def test_the_door_does_not_need_the_database(mesh: Mesh) -> None:
         assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == SERVING
         await mesh.parts["postgres"].start()
     await mesh.until_well()
+
+
+async def pushed(phone: Phone) -> int:
+    """The status that the push of a new page is answered with."""
+    change = {"domain": "journal", "id": uuid4().hex, "operation": "UPSERT", "data": {}}
+    return (await phone.call("POST", "/api/v1/sync/push", json={"changes": [change]})).status_code
+
+
+async def health_after(phone: Phone, syncs: int) -> dict[str, Any]:
+    """The health of the phone's tenant, once so many syncs have been reported."""
+    found: dict[str, Any] = {}
+
+    async def reported() -> bool:
+        answer = await phone.call("GET", "/api/v1/sync/health")
+        found.update(answer.json())
+        return answer.status_code == 200 and found["metrics"]["total_syncs"] == syncs
+
+    await until(reported, PATIENCE)
+    return found
+
+
+async def test_syncs_that_failed_without_the_database_alarm_once_it_is_back(mesh: Mesh) -> None:
+    await mesh.until_well()
+    phone = await mesh.edge.phone(tenant_id=new_tenant())
+    assert [await pushed(phone) for _ in range(4)] == [200] * 4
+    health = await health_after(phone, 4)
+    assert (health["health_status"], health["alerts"]) == ("healthy", [])
+    await stopped(mesh.parts["postgres"])
+    assert [await pushed(phone) for _ in range(4)] == [503] * 4
+    assert (await phone.call("GET", "/api/v1/sync/health")).status_code == 503
+    await mesh.parts["postgres"].start()
+    await mesh.parts["postgres"].until_ready()
+    await mesh.until_well()
+    health = await health_after(phone, 8)
+    assert (health["health_status"], health["metrics"]["success_rate"]) == ("degraded", 50)
+    alarming = {one["metric"]: (one["severity"], one["current_value"]) for one in health["alerts"]}
+    assert alarming.pop("success_rate") == ("critical", 50)
+    assert set(alarming) <= {"avg_sync_duration_ms"}  # a push may have waited for the database before it was refused
+
+
+async def test_what_phones_can_do_without_does_not_alarm(mesh: Mesh) -> None:
+    await mesh.until_well()
+    phone = await mesh.edge.phone(tenant_id=new_tenant())
+    missing = [name for name in ("redis", "garmin", "uploads", "health") if name in mesh.parts]
+    for name in missing:
+        await stopped(mesh.parts[name])
+    assert [await pushed(phone) for _ in range(4)] == [200] * 4
+    for name in missing:
+        await mesh.parts[name].start()
+    await mesh.until_well()
+    health = await health_after(phone, 4)
+    assert (health["health_status"], health["alerts"]) == ("healthy", [])
