@@ -16,7 +16,7 @@ from typing import Final
 import httpx
 from tqdm import tqdm
 
-from clients.calls import TIMEOUT, Calls, Refused, Unreachable
+from clients.calls import FIRST_PATIENCE, TIMEOUT, Calls, Refused, Unreachable
 from clients.media_types import guess
 from clients.sending import SENDING, FileChanged, Sender, Sent, hashed
 
@@ -221,7 +221,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("file", metavar="FILE", type=Path)
-    found.add_argument("--url", type=_url, default="http://localhost:8080", help="where the server is (%(default)s)")
+    url = f"http://localhost:{os.environ.get('SATCHEL_PORT') or 8080}"
+    found.add_argument("--url", type=_url, default=url, help="where the server is (%(default)s)")
     found.add_argument("--email", default="", help="sign in with this account")
     found.add_argument("--type", default="", metavar="TYPE", help="media type; without it, guessed from the name")
     found.add_argument("--parallel", type=_count, default=4, metavar="N", help="chunks sent at a time (%(default)s)")
@@ -231,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=120.0,
         metavar="SECONDS",
-        help="how long to try again while the server is away (%(default)g)",
+        help=f"how long to try again while the server is away (%(default)g; {FIRST_PATIENCE:g} if it never answered)",
     )
     found.add_argument("--json", action="store_true", help="print one JSON object, for scripts, and no progress")
     return found

@@ -69,7 +69,7 @@ class Reason(Enum):
         "AUTH_UNAUTHORIZED",
         "UNAUTHORIZED",
         "AUTH_001",
-        "The sign-in was ended.",
+        "The token was revoked.",
     )
     INVALID_CREDENTIALS = Row(
         StatusCode.UNAUTHENTICATED,

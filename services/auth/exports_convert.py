@@ -61,7 +61,8 @@ def _shown(item: Header | Account | Line | Footer) -> Mapping[str, Any]:
                 "cancel_at_period_end": item.subscription.cancel_at_period_end,
             }
         case Line():
-            return {"type": item.type, **item.values}
+            # As in the lists: a number beyond 2^53 is another one to many who read JSON.
+            return {"type": item.type, **item.values, "id": str(item.values["id"])}
         case Footer():
             return {"end": True, **item.counts}
 

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from runtime.addresses import network_of
 from runtime.call import Principal, Role
-from runtime.errors import Failure, Reason, invalid, missing
+from runtime.errors import Failure, Reason, Violation, invalid, missing
 from runtime.identity import ACCESS_TOKEN_SECONDS
 from services.auth.accounts import Account
 from services.auth.events_domain import Kind, SecurityEvent
@@ -170,6 +170,16 @@ class SignIns:
         """
         if not text:
             raise missing("refresh_token")
+        try:
+            return await self._successor(text, device)
+        except Failure as failure:
+            if failure.reason not in (Reason.INVALID_TOKEN, Reason.TOKEN_EXPIRED, Reason.TOKEN_REVOKED):
+                raise
+            # Not the token of the header, which this call does not need.
+            violation = Violation("refresh_token", failure.reason.name)
+            raise Failure(failure.reason, f"refresh_token: {failure.message}", violations=[violation]) from None
+
+    async def _successor(self, text: str, device: Device) -> Tokens:
         presented = parse_refresh_token(text)
         now = self._now()
         secret = new_secret()

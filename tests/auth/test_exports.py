@@ -38,6 +38,8 @@ async def test_a_new_account_has_itself_and_the_sign_in_that_it_began_with(phone
     assert (account["type"], account["id"], account["email"]) == ("account", phone.user_id, phone.email)
     assert (sign_in["type"], sign_in["method"], sign_in["revoke_time"]) == ("sign_in", "password", None)
     assert (event["type"], event["kind"], event["sign_in_id"]) == ("security_event", "signed_up", sign_in["id"])
+    (listed,) = (await phone.call("GET", "/v1/auth/security-events")).json()["events"]
+    assert event["id"] == listed["id"]
     assert end == {"end": True, "sign_ins": 1, "security_events": 1, "files": 0, "records": 0, "conflicts": 0}
 
 

@@ -60,7 +60,8 @@ async def test_an_older_token_is_reuse_and_ends_the_sign_in(edge: Edge, phone: P
     assert (await refresh(edge, phone.refresh_token))[0] == 401
     status, error = await refresh(edge, third["refresh_token"])
     assert (status, error["code"]) == (401, "UNAUTHORIZED")
-    assert error["details"] == [{"field": "Authorization", "reason": "TOKEN_REVOKED"}]
+    assert error["message"] == "refresh_token: The token was revoked."
+    assert error["details"] == [{"field": "refresh_token", "reason": "TOKEN_REVOKED"}]
 
 
 async def test_many_refreshes_at_once_agree_on_one_successor(edge: Edge, phone: Phone) -> None:
@@ -157,7 +158,7 @@ async def test_a_made_up_token_ends_nobodys_sign_in(edge: Edge, phone: Phone) ->
     real = parse_refresh_token(phone.refresh_token)
     guessed = refresh_token(real.sign_in_id, new_secret(), b"not the key of the sign-in")
     status, error = await refresh(edge, str(guessed))
-    assert (status, error["details"]) == (401, [{"field": "Authorization", "reason": "INVALID_TOKEN"}])
+    assert (status, error["details"]) == (401, [{"field": "refresh_token", "reason": "INVALID_TOKEN"}])
     assert (await refresh(edge, phone.refresh_token))[0] == 200
 
 
@@ -181,7 +182,7 @@ async def test_a_refresh_token_ends_after_thirty_days(edge: Edge, phone: Phone) 
             [phone.user_id],
         )
     status, error = await refresh(edge, phone.refresh_token)
-    assert (status, error["details"]) == (401, [{"field": "Authorization", "reason": "TOKEN_EXPIRED"}])
+    assert (status, error["details"]) == (401, [{"field": "refresh_token", "reason": "TOKEN_EXPIRED"}])
 
 
 async def test_nothing_that_is_stored_would_refresh_a_sign_in(edge: Edge, phone: Phone) -> None:

@@ -43,14 +43,14 @@ async def relay(edge: Edge) -> AsyncIterator[Relay]:
 
 
 async def started(url: str, phone: Phone, file: Path, *arguments: str, **environment: str) -> Process:
-    """The command on its way."""
+    """The command on its way; an empty `url` leaves it to find the server."""
     known = {
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "SATCHEL_TOKEN": phone.access_token,
         **environment,
     }
-    command = [sys.executable, "-m", "clients.upload", str(file), "--url", url, *arguments]
+    command = [sys.executable, "-m", "clients.upload", str(file), *(("--url", url) if url else ()), *arguments]
     return await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=known, stdin=PIPE, stdout=PIPE, stderr=PIPE, preexec_fn=_heed_ctrl_c
     )
@@ -241,6 +241,12 @@ async def test_what_is_there_already_is_not_sent(edge: Edge, phone: Phone, film:
         assert code == 0
         assert [line.split()[1] for line, _ in relay.calls] == ["/api/v1/uploads/init"]
     assert json.loads(out) == {**first, "already_there": True}
+
+
+async def test_without_an_address_it_goes_to_the_port_of_this_machine(edge: Edge, phone: Phone, film: Path) -> None:
+    code, out, err = await uploaded("", phone, film, SATCHEL_PORT=str(edge.port))
+    assert (code, err) == (0, "")
+    assert await content(phone, out.strip()) == film.read_bytes()
 
 
 async def test_two_at_once_make_one_file(edge: Edge, phone: Phone, film: Path) -> None:
