@@ -9,7 +9,7 @@ from typing import Any, Final
 from runtime.arrays import BigIntegers, Column, Integers, Texts, Times
 from runtime.database import Database
 from services.health.counts import NAMES
-from services.health.outcomes_domain import Outcome, Report
+from services.health.outcomes_domain import CheckedReport, Outcome
 
 # Devices that are known of one user; of more, nothing is kept but what they add to the tenant's figures.
 MAX_DEVICES: Final = 100
@@ -80,7 +80,7 @@ class OutcomeStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, report: Report, now: datetime) -> bool:
+    async def add(self, report: CheckedReport, now: datetime) -> bool:
         """Counts the report; False, and nothing is counted, when it or a later one of its reporter was before."""
         async with self._database.transaction() as transaction:
             connection = transaction.connection
@@ -93,7 +93,7 @@ class OutcomeStore:
         return True
 
 
-def _statements(report: Report, now: datetime) -> Iterable[tuple[str, Sequence[Any]]]:
+def _statements(report: CheckedReport, now: datetime) -> Iterable[tuple[str, Sequence[Any]]]:
     outcomes = report.outcomes
     if outcomes:
         domains = Texts([one.domain for one in outcomes])
