@@ -19,11 +19,13 @@ from satchel.health.v1 import health_pb2 as pb
 from deploy.parts import running
 from runtime.database import Database, database
 from services.health.counts import NAMES
+from services.health.devices_store import DeviceStore
 from services.health.outcomes_convert import report_from_pb
 from services.health.outcomes_domain import Outcomes
 from services.health.outcomes_store import OutcomeStore
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
 from tests.health.reports import Reporter, message, new_tenant, outcome, report, reporting
+from tests.polling import until
 
 NOW = datetime(2026, 2, 26, 10, 30, 15, tzinfo=UTC)
 
@@ -171,6 +173,38 @@ async def test_erasing_users_and_reporting_them_wait_for_each_other_in_no_circle
         for table in ("devices", "device_hours"):
             left = connection.execute(f"SELECT 1 FROM health.{table} WHERE tenant_id = %s", [tenant]).fetchall()
             assert left == []
+
+
+async def test_a_report_that_is_under_way_while_its_user_is_erased_leaves_nothing_behind(
+    db: Database, database_url: str
+) -> None:
+    erased, other = uuid4(), UUID(int=2**128 - 1)
+    await outcomes(db).take(report(outcome(1, NOW, user_id=other, device_id="a", syncs=1)))
+    async with await psycopg.AsyncConnection.connect(database_url) as holding:
+        # The report has counted both devices when it comes to the hours of the second, and waits there.
+        await holding.execute("SELECT 1 FROM health.device_hours FOR UPDATE")
+        sent = report(*(outcome(1, NOW, user_id=user, device_id="a", syncs=1) for user in (erased, other)))
+        taking = asyncio.create_task(outcomes(db).take(sent))
+        await until_waiting(db, 1)
+        erasing = asyncio.create_task(DeviceStore(db).erase(erased))
+        await until_waiting(db, 2)
+    await taking
+    assert await erasing == (1, 1)
+    for table in ("devices", "device_hours"):
+        assert [row["user_id"] for row in await rows(db, table)] == [other]
+
+
+async def until_waiting(db: Database, processes: int) -> None:
+    """Until so many of the database's processes wait for a lock."""
+
+    async def waiting() -> bool:
+        async with db.statements() as statements:
+            cursor = await statements.connection.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            return len(await cursor.fetchall()) == processes
+
+    await until(waiting)
 
 
 async def test_a_report_of_five_thousand_is_taken_whole(edge: Edge, reporter: Reporter) -> None:
