@@ -110,16 +110,19 @@ async def served(page: Callable[[], Awaitable[str]], port: int) -> AsyncIterator
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, TimeoutError, asyncio.LimitOverrunError, ValueError):
-            async with asyncio.timeout(ASKED_WITHIN):
-                head = await reader.readuntil(b"\r\n\r\n")
-            verb, path = head.decode("latin-1").split(maxsplit=2)[:2]
-            if path.partition("?")[0] == PATH and verb in ("GET", "HEAD"):
-                writer.write(_response("200 OK", await page(), bare=verb == "HEAD"))
-            else:
-                writer.write(_response("404 Not Found", f"There is only {PATH} here.\n"))
-            await writer.drain()
-        writer.close()
+        try:
+            # EOFError: whoever only looks whether somebody listens here.
+            with suppress(OSError, TimeoutError, asyncio.LimitOverrunError, EOFError, ValueError):
+                async with asyncio.timeout(ASKED_WITHIN):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                verb, path = head.decode("latin-1").split(maxsplit=2)[:2]
+                if path.partition("?")[0] == PATH and verb in ("GET", "HEAD"):
+                    writer.write(_response("200 OK", await page(), bare=verb == "HEAD"))
+                else:
+                    writer.write(_response("404 Not Found", f"There is only {PATH} here.\n"))
+                await writer.drain()
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", port)
     try:

@@ -37,7 +37,12 @@ def _accepted(ports: Collection[int]) -> Iterator[socket.socket]:
     for name in names:
         # Its number may be another file's by now, or none's: then it is no connection of ours.
         with suppress(OSError, ValueError):
-            line = socket.socket(fileno=os.dup(int(name)))
+            copy = os.dup(int(name))
+            try:
+                line = socket.socket(fileno=copy)
+            except OSError:  # another kind of file
+                os.close(copy)
+                continue
             with line:
                 if line.family in (socket.AF_INET, socket.AF_INET6) and line.getsockname()[1] in ports:
                     line.getpeername()

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from runtime.patience import within
 from runtime.telemetry import DEPENDENCY_UP, logger
 
 # Names beside those of services, as grpc.health.v1 is asked for them.
@@ -100,8 +101,7 @@ async def _following(
         failures = 0
         while True:
             try:
-                async with asyncio.timeout(PATIENCE):
-                    await probe()
+                await within(PATIENCE, probe)
                 failures = 0
             except Exception as error:  # whatever it was, it was not the answer
                 failures += 1

@@ -59,7 +59,7 @@ BACKLOG_ERRORS: Final = Counter("backlog_look_errors", "Failed attempts to see w
 BLOB_WRITTEN: Final = Counter("blob_written_bytes", "Bytes of uploads that were stored.")
 BLOB_READ: Final = Counter("blob_read_bytes", "Bytes of files that were read for callers.")
 OUTCOMES_REPORTED: Final = Counter("outcomes_reported", "Rows of outcomes that the health service has taken.")
-OUTCOMES_DROPPED: Final = Counter("outcomes_dropped", "Outcomes that were not reported for want of room.")
+OUTCOMES_DROPPED: Final = Counter("outcomes_dropped", "Outcomes that no figure counts: no room, or no sense.")
 OUTCOME_ERRORS: Final = Counter("outcome_report_errors", "Attempts to report outcomes that failed.")
 
 

@@ -10,7 +10,7 @@ from runtime.database import Database, Row
 from services.health.counts import NAMES, Counts
 from services.health.devices_domain import Device, Devices, Order, Place, VersionCount
 from services.health.outcomes_domain import Said
-from services.health.outcomes_store import COUNTS
+from services.health.outcomes_store import COUNTS, ERASING
 from services.health.sync_health_metrics import CONFLICT_POINTS, OUTCOME_POINTS, PERFECT, RECENCY_HOURS, RECENCY_POINTS
 
 # sync_health_metrics.device_score of a row, as of %(now).
@@ -59,12 +59,11 @@ _VERSIONS: Final = """
         (sum(count(*)) OVER ())::int4 AS total
     FROM health.devices WHERE tenant_id = %(tenant_id)b
     GROUP BY 1, 2 ORDER BY devices DESC, platform, app_version LIMIT %(limit)b"""
+# Reports that are under way end first: see _SHARE of outcomes_store.
+_ALONE: Final = f"SELECT pg_advisory_xact_lock({ERASING})"
 # Whose last report comes late is not to come back by it.
 _MARK: Final = """
     INSERT INTO health.erased (user_id, devices) VALUES (%(user_id)b, 0) ON CONFLICT (user_id) DO NOTHING"""
-# In the order in which reports take them.
-_HOLD: Final = """
-    SELECT 1 FROM health.devices WHERE user_id = %(user_id)b ORDER BY user_id, device_id, tenant_id FOR UPDATE"""
 _FORGET: Final = "DELETE FROM health.devices WHERE user_id = %(user_id)b"
 _FORGET_HOURS: Final = "DELETE FROM health.device_hours WHERE user_id = %(user_id)b"
 _COUNT_ERASED: Final = """
@@ -114,8 +113,8 @@ class DeviceStore:
         values = {"user_id": user_id}
         async with self._database.transaction() as transaction:
             connection = transaction.connection
-            for statement in (_MARK, _HOLD):
-                await connection.execute(statement, values)
+            await connection.execute(_ALONE)
+            await connection.execute(_MARK, values)
             forgotten = (await connection.execute(_FORGET, values)).rowcount
             await connection.execute(_FORGET_HOURS, values)
             row = await (await connection.execute(_COUNT_ERASED, {**values, "devices": forgotten})).fetchone()

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from runtime.patience import within
+
 # A part that takes longer is as good as gone for a phone, and a probe must answer before its own deadline.
 PROBE_TIMEOUT: Final = 1.5
 
@@ -41,10 +43,23 @@ class Mesh:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
+        self._asking: asyncio.Task[list[Finding]] | None = None
 
     async def check(self) -> list[Finding]:
-        """Every part's state, asked now and all at once."""
-        return list(await asyncio.gather(*(_ask(part) for part in self._parts)))
+        """Every part's state, asked all at once.
+
+        Who comes while they are being asked shares the answers: anybody may come, and however many do, a part is asked
+        no more often than it answers.
+        """
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_all(), name="check the mesh")
+        return await asyncio.shield(self._asking)
+
+    async def _ask_all(self) -> list[Finding]:
+        try:
+            return list(await asyncio.gather(*(_ask(part) for part in self._parts)))
+        finally:
+            self._asking = None
 
 
 def status_of(findings: Sequence[Finding]) -> Status:
@@ -60,8 +75,7 @@ async def _ask(part: Part) -> Finding:
         return Finding(name=part.name, state="off", latency_ms=0, needed=part.needed)
     started = time.perf_counter()
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT):
-            await part.probe()
+        await within(PROBE_TIMEOUT, part.probe)
     except Exception:  # whatever a part raises, the answer is the same: it is down
         return Finding(name=part.name, state="down", latency_ms=0, needed=part.needed)
     latency = round((time.perf_counter() - started) * 1000, 2)

@@ -9,7 +9,7 @@ from uuid import UUID
 from satchel.health.v1 import health_pb2 as pb
 
 from runtime.clock import from_timestamp
-from runtime.errors import invalid, missing
+from runtime.errors import Failure, invalid, missing
 from runtime.ids import parse_uuid
 from services.health.counts import Counts
 from services.health.outcomes_domain import MAX_WORD_CHARS, Outcome, Report, Said
@@ -19,11 +19,11 @@ _FAR: Final = 1e18
 
 
 def report_from_pb(request: pb.ReportOutcomesRequest) -> Report:
-    """A batch. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
+    """A batch; an outcome that cannot be read is its refusal. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
     return Report(
         reporter=UUID(parse_uuid("reporter", request.reporter)),
         number=request.number,
-        outcomes=[outcome_from_pb(f"outcomes[{place}]", one) for place, one in enumerate(request.outcomes)],
+        outcomes=[_outcome_or_why(f"outcomes[{place}]", one) for place, one in enumerate(request.outcomes)],
         dropped=request.dropped,
     )
 
@@ -61,6 +61,13 @@ def outcome_from_pb(path: str, message: pb.Outcome) -> Outcome:
             ),
         ),
     )
+
+
+def _outcome_or_why(path: str, message: pb.Outcome) -> Outcome | Failure:
+    try:
+        return outcome_from_pb(path, message)
+    except Failure as failure:
+        return failure
 
 
 def _whole(field: str, number: float) -> int:

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from runtime.errors import invalid
+from runtime.errors import Failure, invalid
+from runtime.telemetry import OUTCOMES_DROPPED, logger
 from services.health.counts import Counts
 
 if TYPE_CHECKING:
@@ -61,9 +62,21 @@ class Report:
     reporter: UUID
     number: int
     """Counts up from 1."""
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[Outcome | Failure]
+    """Those that could not be read as why."""
     dropped: int
     """Outcomes that it had no room for since its last batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedReport:
+    """What of a report makes sense."""
+
+    reporter: UUID
+    number: int
+    outcomes: Sequence[Outcome]
+    dropped: int
+    """With those that made none."""
 
 
 class Outcomes:
@@ -84,16 +97,31 @@ class Outcomes:
     async def take(self, report: Report) -> None:
         """Counts a report, unless this one or a later one of its reporter was taken before.
 
-        Raises Failure(FIELD_INVALID), and then nothing of it is counted.
+        An outcome that makes no sense is left out, and counted as dropped. Raises Failure(FIELD_INVALID) for a report
+        that makes none, and then nothing of it is counted.
         """
         if report.number < 1:
             raise invalid("number", "must be 1 or more")
         if len(report.outcomes) > MAX_OUTCOMES:
             raise invalid("outcomes", f"must be at most {MAX_OUTCOMES}", "TOO_LONG")
         now = self._now()
-        outcomes = [_checked(f"outcomes[{place}]", outcome, now) for place, outcome in enumerate(report.outcomes)]
-        if await self._store.add(replace(report, outcomes=outcomes), now):
-            self._reported({outcome.tenant_id for outcome in outcomes})
+        checked = [_checked(f"outcomes[{place}]", outcome, now) for place, outcome in enumerate(report.outcomes)]
+        outcomes = [one for one in checked if isinstance(one, Outcome)]
+        senseless = [one for one in checked if isinstance(one, Failure)]
+        taken = CheckedReport(
+            reporter=report.reporter,
+            number=report.number,
+            outcomes=outcomes,
+            dropped=report.dropped + len(senseless),
+        )
+        if not await self._store.add(taken, now):
+            return
+        if senseless:
+            OUTCOMES_DROPPED.inc(len(senseless))
+            logger().warning(
+                "outcomes make no sense", reporter=report.reporter, first=str(senseless[0]), count=len(senseless)
+            )
+        self._reported({outcome.tenant_id for outcome in outcomes})
 
 
 def check_device_id(field: str, device_id: str) -> None:
@@ -107,7 +135,19 @@ def is_domain(text: str) -> bool:
     return len(text) <= MAX_DOMAIN_CHARS and text.isprintable()
 
 
-def _checked(path: str, outcome: Outcome, now: datetime) -> Outcome:
+def _checked(path: str, outcome: Outcome | Failure, now: datetime) -> Outcome | Failure:
+    if isinstance(outcome, Failure):
+        return outcome
+    try:
+        _check(path, outcome)
+    except Failure as failure:
+        return failure
+    # A reporter's clock may be some milliseconds ahead of ours; its minute must not be one that has not begun.
+    return outcome if outcome.time <= now else replace(outcome, time=now)
+
+
+def _check(path: str, outcome: Outcome) -> None:
+    """Raises Failure(FIELD_INVALID)."""
     counts = outcome.counts
     if outcome.tenant_id < 0:
         raise invalid(f"{path}.tenant_id", "must be 0 or more")
@@ -124,5 +164,3 @@ def _checked(path: str, outcome: Outcome, now: datetime) -> Outcome:
     skew = outcome.said.clock_skew_us
     if skew is not None and abs(skew) > MAX_MICROSECONDS:
         raise invalid(f"{path}.clock_skew_ms", "is too far from 0")
-    # A reporter's clock may be some milliseconds ahead of ours; its minute must not be one that has not begun.
-    return outcome if outcome.time <= now else replace(outcome, time=now)

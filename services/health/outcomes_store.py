@@ -9,7 +9,7 @@ from typing import Any, Final
 from runtime.arrays import BigIntegers, Column, Integers, Texts, Times
 from runtime.database import Database
 from services.health.counts import NAMES
-from services.health.outcomes_domain import Outcome, Report
+from services.health.outcomes_domain import CheckedReport, Outcome
 
 # Devices that are known of one user; of more, nothing is kept but what they add to the tenant's figures.
 MAX_DEVICES: Final = 100
@@ -23,6 +23,10 @@ _TAKE: Final = """
     INSERT INTO health.reporters AS known (reporter, number, report_time) VALUES (%b, %b, %b)
     ON CONFLICT (reporter) DO UPDATE SET number = excluded.number, report_time = excluded.report_time
     WHERE known.number < excluded.number"""
+# An erasure waits until this report is over, and this report until an erasure is: of a device that is not known yet
+# there is no row by which the two could meet. Before the first look at who is erased.
+ERASING: Final = 7306021611
+_SHARE: Final = f"SELECT pg_advisory_xact_lock_shared({ERASING})"
 # In the order of their keys, here and below, so that reports never wait for each other in a circle.
 _ADD_MINUTES: Final = f"""
     INSERT INTO health.minutes AS known (tenant_id, time, domain, {COUNTS})
@@ -80,7 +84,7 @@ class OutcomeStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, report: Report, now: datetime) -> bool:
+    async def add(self, report: CheckedReport, now: datetime) -> bool:
         """Counts the report; False, and nothing is counted, when it or a later one of its reporter was before."""
         async with self._database.transaction() as transaction:
             connection = transaction.connection
@@ -93,12 +97,13 @@ class OutcomeStore:
         return True
 
 
-def _statements(report: Report, now: datetime) -> Iterable[tuple[str, Sequence[Any]]]:
+def _statements(report: CheckedReport, now: datetime) -> Iterable[tuple[str, Sequence[Any]]]:
     outcomes = report.outcomes
     if outcomes:
         domains = Texts([one.domain for one in outcomes])
         yield _ADD_MINUTES, [_tenants(outcomes), _times(outcomes), domains, *_counts(outcomes)]
     if devices := [one for one in outcomes if one.user_id is not None and one.device_id]:
+        yield _SHARE, []
         keys = [[one.user_id for one in devices], Texts([one.device_id for one in devices]), _tenants(devices)]
         counted = [*keys, _times(devices), *_counts(devices)]
         words = [Texts([getattr(one.said, name) for one in devices]) for name in _SAID[:-1]]

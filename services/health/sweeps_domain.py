@@ -18,6 +18,8 @@ BATCH: Final = 1000
 MINUTES_LIFETIME: Final = timedelta(days=2)
 HOURS_LIFETIME: Final = timedelta(days=90)
 DAYS_LIFETIME: Final = timedelta(days=730)
+# Of a device that says nothing: a year of seasons, and some.
+DEVICES_LIFETIME: Final = timedelta(days=400)
 DEVICE_HOURS_LIFETIME: Final = timedelta(days=14)
 # A report that was not taken by then is not sent any more.
 REPORTERS_LIFETIME: Final = timedelta(days=1)
@@ -47,6 +49,7 @@ class Sweeps:
             ("health_minutes", self._store.minutes_to_hours, start_of(now - MINUTES_LIFETIME, "hour")),
             ("health_hours", self._store.hours_to_days, start_of(now - HOURS_LIFETIME, "day")),
             ("health_days", self._store.days, now - DAYS_LIFETIME),
+            ("health_devices", self._store.devices, now - DEVICES_LIFETIME),
             ("health_device_hours", self._store.device_hours, now - DEVICE_HOURS_LIFETIME),
             ("health_reporters", self._store.reporters, now - REPORTERS_LIFETIME),
             ("health_drops", self._store.drops, now - DROPS_LIFETIME),

@@ -29,6 +29,7 @@ _FORGET: Final = """
     DELETE FROM health.{table} WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM health.{table} WHERE {time} < %b LIMIT %b FOR UPDATE SKIP LOCKED))"""
 _DAYS: Final = _FORGET.format(table="days", time="time")
+_DEVICES: Final = _FORGET.format(table="devices", time="say_time")
 _DEVICE_HOURS: Final = _FORGET.format(table="device_hours", time="time")
 _REPORTERS: Final = _FORGET.format(table="reporters", time="report_time")
 _DROPS: Final = _FORGET.format(table="drops", time="time")
@@ -51,6 +52,10 @@ class SweepStore:
     async def days(self, before: datetime, limit: int) -> int:
         """Forgets days."""
         return await self._forget(_DAYS, before, limit)
+
+    async def devices(self, before: datetime, limit: int) -> int:
+        """Forgets devices that have been silent."""
+        return await self._forget(_DEVICES, before, limit)
 
     async def device_hours(self, before: datetime, limit: int) -> int:
         """Forgets hours of devices."""

@@ -80,6 +80,22 @@ async def test_who_says_nothing_or_asks_for_something_else_does_not_keep_others_
         wrong.close()
 
 
+async def test_who_only_looks_whether_somebody_listens_is_no_error() -> None:
+    async def page() -> str:
+        return "up 1\n"
+
+    errors: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(str(context["message"])))
+    async with served(page, 0) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write_eof()
+        # The other side has seen it, and closes as well.
+        assert await reader.read() == b""
+        writer.close()
+        await asyncio.sleep(0)
+    assert errors == []
+
+
 @pytest.fixture(scope="module")
 async def terminal() -> AsyncIterator[Terminal]:
     with TemporaryDirectory(prefix="satchel-") as made:

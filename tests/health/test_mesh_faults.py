@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 import grpc
 import httpx
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from satchel.auth.v1 import auth_pb2
@@ -25,6 +27,8 @@ from deploy.redis import redis_part
 from deploy.sockets import free_port
 from runtime.config import SERVICES, Config
 from runtime.readiness import ALIVE
+from services.health.domain import Mesh as Parts
+from services.health.domain import Part
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import Phone
 from tests.health.reports import new_tenant
@@ -162,6 +166,49 @@ async def test_a_service_that_hangs_is_down_too_and_told_of_in_time(mesh: Mesh) 
     finally:
         os.kill(pid, signal.SIGCONT)
     await mesh.until_well()
+
+
+async def test_a_database_that_hangs_is_down_too_and_told_of_in_time(mesh: Mesh) -> None:
+    await mesh.until_well()
+    postmaster = psutil.Process(mesh.parts["postgres"].pid)
+    processes = [postmaster, *postmaster.children(recursive=True)]
+    async with httpx.AsyncClient() as http:
+
+        async def readyz() -> int:
+            return (await http.get(f"http://{mesh.metrics}/readyz")).status_code
+
+        for one in processes:
+            one.suspend()
+        try:
+            # Far sooner than psycopg gives up on its connections.
+            async with asyncio.timeout(6):
+                assert await mesh.state() == (503, "down", {"postgres": "down"})
+                while await readyz() == 200:
+                    await asyncio.sleep(0.1)
+        finally:
+            for one in processes:
+                one.resume()
+    await mesh.until_well()
+
+
+async def test_many_who_ask_at_once_share_the_answers() -> None:
+    asked, go = 0, asyncio.Event()
+
+    async def probe() -> None:
+        nonlocal asked
+        asked += 1
+        await go.wait()
+
+    parts = Parts([Part(name="a", needed=True, probe=probe)])
+    asking = [asyncio.create_task(parts.check()) for _ in range(50)]
+    await asyncio.sleep(0)
+    asking[0].cancel()  # whoever came first may go again
+    go.set()
+    found = await asyncio.gather(*asking[1:])
+    assert {one.state for findings in found for one in findings} == {"up"}
+    assert asked == 1
+    await parts.check()
+    assert asked == 2
 
 
 async def test_every_part_that_answers_says_how_long_it_took(mesh: Mesh) -> None:

@@ -97,19 +97,30 @@ async def test_what_is_too_old_goes_and_what_is_young_stays(db: Database) -> Non
     user = uuid4()
     for days in (13.9, 14.1):
         await take(db, outcome(1, ago(days=days), user_id=user, device_id=f"d{days}".replace(".", "-"), syncs=1))
+    for days in (399, 401):
+        await take(db, outcome(1, ago(days=days), user_id=user, device_id=f"d{days}", uploads_completed=1))
     for days in (729, 731):
         await take(db, outcome(1, ago(days=days), syncs=1))
     for days in (89.9, 90.1):
         await take(db, dropped=1, now=ago(days=days))
     await take(db, now=ago(hours=23.9))
     swept = await sweeps(db).round()
-    assert swept["health_device_hours"] == 1
+    assert swept["health_device_hours"] == 3
     assert await count(db, "device_hours") == 1
-    assert await count(db, "devices") == 2
+    assert swept["health_devices"] == 1
+    assert await count(db, "devices") == 3
     assert swept["health_drops"] == 1
     assert swept["health_days"] == 1
     # All but those that reported within a day: the one of 23.9 hours ago, and those whose report came now.
     assert swept["health_reporters"] == 2
+
+
+async def test_a_device_that_is_heard_of_again_stays(db: Database) -> None:
+    user = uuid4()
+    for days in (401, 1):
+        await take(db, outcome(1, ago(days=days), user_id=user, device_id="a", syncs=1))
+    assert not (await sweeps(db).round())["health_devices"]
+    assert await count(db, "devices") == 1
 
 
 _OUTCOMES = st.lists(

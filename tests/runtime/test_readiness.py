@@ -45,6 +45,14 @@ class Moody:
         self.failed += 1
         await asyncio.Event().wait()
 
+    async def holds_on(self) -> None:
+        """As psycopg, which takes its question back before it lets go."""
+        self.failed += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(3600)
+
     def well(self) -> None:
         self.answers = self._well
 
@@ -77,7 +85,7 @@ async def asked_again(moody: Moody, times: int = 3) -> None:
     await until(enough)
 
 
-@pytest.mark.parametrize("how", ["ill", "hangs"])
+@pytest.mark.parametrize("how", ["ill", "hangs", "holds_on"])
 async def test_a_service_follows_its_database_and_the_process_stays_alive(how: str) -> None:
     told, moody = Readiness(), Moody()
     await told.begin([NAME])
