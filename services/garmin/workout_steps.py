@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from typing import Any, Final
 
 import orjson
@@ -102,7 +103,7 @@ def workout_of(plan_id: str, data: Mapping[str, Any]) -> dict[str, Any]:
         "workoutName": str(data.get("name", ""))[:_MAX_NAME_CHARS] or "Workout",
         "description": tag_of(plan_id, digest_of(plan_id, data)),
         "sportType": sport,
-        "estimatedDurationInSecs": round(_seconds(data.get("steps", []))),
+        "estimatedDurationInSecs": round(_seconds(steps)),
         "workoutSegments": [{"segmentOrder": 1, "sportType": sport, "workoutSteps": steps}],
     }
 
@@ -226,15 +227,26 @@ def _sport(name: Any) -> dict[str, Any]:
     return {"sportTypeId": number, "sportTypeKey": known}
 
 
-def _seconds(steps: Any) -> float:
-    """How long all of them take, as far as they say."""
+def _seconds(steps: Sequence[Mapping[str, Any]]) -> float:
+    """How long all of them take, as far as they say; of steps as Garmin has them."""
     total = 0.0
     for step in steps:
-        if "steps" in step:
-            total += _seconds(step["steps"]) * step.get("count", 1)
-        elif step.get("duration_seconds") is not None:
-            total += step["duration_seconds"]
+        if "workoutSteps" in step:
+            total += _seconds(step["workoutSteps"]) * step["numberOfIterations"]
+        elif step["endCondition"]["conditionTypeId"] == _ENDS["duration_seconds"][0]:
+            total += step["endConditionValue"]
     return total
+
+
+def day_of(data: Mapping[str, Any]) -> date | None:
+    """The day that the plan is meant for; None: any. Raises Failure(FIELD_INVALID)."""
+    text = data.get("scheduled_date")
+    if not text:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise invalid("scheduled_date", "must be a day of the calendar", "INVALID_FORMAT") from None
 
 
 def _number(value: Any, place: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
@@ -13,7 +12,7 @@ from services.garmin.connect import GarminRefused, GarminSession, Workout
 from services.garmin.jobs_domain import Counts, ItemError
 from services.garmin.neighbours import Plan
 from services.garmin.runs_domain import Taken
-from services.garmin.workout_steps import digest_of, plan_and_digest_of, tag_of, workout_of
+from services.garmin.workout_steps import day_of, digest_of, plan_and_digest_of, tag_of, workout_of
 
 if TYPE_CHECKING:
     from services.garmin.runs_domain import Store as RunStore
@@ -86,18 +85,19 @@ class Workouts:
     async def _send_one(
         self, run: Taken, session: GarminSession, plan: Plan, known: Sent | None, theirs: Sequence[Workout]
     ) -> None:
-        if plan.data is None:
-            await _delete_all(session, theirs, known, keep="")
-            await self._store.forget(run, plan.id)
-            return
-        digest = digest_of(plan.id, plan.data)
+        digest = digest_of(plan.id, plan.data or {})
         failed = Sent(
             digest=digest, workout_id=known.workout_id if known else "", done=True, failed=True, job_id=run.job.id
         )
         try:
-            workout = workout_of(plan.id, plan.data)
+            if plan.data is None:
+                await _delete_all(session, theirs, known, keep="")
+                await self._store.forget(run, plan.id)
+                return
+            workout, day = workout_of(plan.id, plan.data), day_of(plan.data)
             sent = await self._stored(run, session, plan.id, digest, workout, theirs)
-            await _schedule(session, sent.workout_id, plan.data)
+            if day is not None:
+                await session.schedule_workout(sent.workout_id, day)
             await _delete_all(session, theirs, known, keep=sent.workout_id)
         except Failure as failure:
             if failure.reason is not Reason.FIELD_INVALID:
@@ -128,8 +128,8 @@ class Workouts:
 
 
 def _counted_before(run: Taken, plan: Plan, known: Sent | None) -> Counts | None:
-    """What the plan counts as without being sent; None: it is to be sent."""
-    if plan.data is None or known is None or not known.done or known.digest != digest_of(plan.id, plan.data):
+    """What the plan counts as without being sent; None: it is to be sent, or deleted there."""
+    if known is None or not known.done or known.digest != digest_of(plan.id, plan.data or {}):
         return None
     if known.job_id == run.job.id:
         return Counts(failed=1) if known.failed else Counts(created=1)
@@ -157,11 +157,6 @@ async def _by_plan(session: GarminSession, check: Callable[[], None]) -> Mapping
         if len(page) < PAGE:
             break
     return found
-
-
-async def _schedule(session: GarminSession, workout_id: str, data: Mapping[str, Any]) -> None:
-    if data.get("scheduled_date"):
-        await session.schedule_workout(workout_id, date.fromisoformat(data["scheduled_date"]))
 
 
 async def _delete_all(session: GarminSession, theirs: Sequence[Workout], known: Sent | None, *, keep: str) -> None:

@@ -419,6 +419,7 @@ class TestWorkouts:
             ({"type": "interval", "target": {"mood": {"min": 1, "max": 2}}}, "steps[0].target.mood"),
             ({"type": "interval", "target": {"pace": {"min": 0, "max": 2}}}, "steps[0].target.pace"),
             ({"type": "interval", "duration_seconds": "long"}, "steps[0].duration_seconds"),
+            ({"type": "interval", "steps": [{"duration_seconds": "long"}], "target": 7}, "steps[0].target"),
             ({"type": "repeat", "count": 0, "steps": [{"type": "rest"}]}, "steps[0].count"),
             (
                 {"type": "repeat", "count": 2, "steps": [{"type": "warm-up"}, {"type": "dance"}]},
@@ -438,6 +439,41 @@ class TestWorkouts:
         assert [one["workoutName"] for one in ada.account.workouts.values()] == ["good"]
 
 
+    async def test_a_day_that_no_calendar_has_is_told_and_other_plans_go(self, ada: Linked) -> None:
+        bad, _ = str(uuid4()), await plan(ada, name="good")
+        data = {**PLAN, "scheduled_date": "2026-02-30"}
+        change = {"domain": "workout_plan", "id": bad, "operation": "CREATE", "data": data}
+        await ada.phone.call("POST", "/api/v1/sync/push", json={"changes": [change]})
+        assert bad in await ada.feed("workout_plan")
+        status = await ada.synced("workouts")
+        assert (status["status"], status["created"], status["failed"]) == ("completed", 1, 1)
+        (error,) = (await ada.syncs())[0]["errors"]
+        assert (error["item_id"], error["message"].partition(":")[0]) == (bad, "scheduled_date")
+
+    async def test_a_step_that_only_looks_like_a_repeat_is_one_step(self, ada: Linked) -> None:
+        await plan(ada, steps=[{"type": "interval", "duration_seconds": 60, "count": "many", "steps": "none"}])
+        status = await ada.synced("workouts")
+        assert (status["status"], status["created"]) == ("completed", 1)
+        (workout,) = ada.account.workouts.values()
+        assert workout["estimatedDurationInSecs"] == 60
+
+    async def test_a_workout_that_cannot_be_deleted_is_told_and_tried_again(
+        self, ada: Linked, standin: StandIn
+    ) -> None:
+        deleted = await plan(ada)
+        await ada.synced("workouts")
+        change = {"domain": "workout_plan", "id": deleted, "operation": "DELETE", "base_version": 1}
+        await ada.phone.call("POST", "/api/v1/sync/push", json={"changes": [change]})
+        (workout_id,) = ada.account.workouts
+        standin.trouble(f"/workout-service/workout/{workout_id}", status=403)
+        await plan(ada, name="another")
+        status = await ada.synced("workouts")
+        assert (status["status"], status["created"], status["failed"]) == ("completed", 1, 1)
+        standin.well()
+        assert (await ada.synced("workouts"))["status"] == "completed"
+        assert [one["workoutName"] for one in ada.account.workouts.values()] == ["another"]
+
+
 class TestWhenGarminIsUnwell:
     async def test_it_waits_for_garmin_and_goes_on(self, ada: Linked, standin: StandIn) -> None:
         add_runs(ada.account, 6)
@@ -445,6 +481,12 @@ class TestWhenGarminIsUnwell:
         status = await ada.synced()
         assert (status["status"], status["created"], status["failed"]) == ("completed", 6, 0)
         await ada.activities(6)
+
+    async def test_a_list_that_is_refused_for_a_moment_is_asked_for_again(self, ada: Linked, standin: StandIn) -> None:
+        add_runs(ada.account, 1)
+        standin.trouble("/activitylist-service/", status=403, times=1)
+        status = await ada.synced()
+        assert (status["status"], status["created"]) == ("completed", 1)
 
     async def test_a_lost_link_ends_it_quietly(self, ada: Linked, standin: StandIn) -> None:
         add_runs(ada.account, 20)
