@@ -92,8 +92,10 @@ class Store(Protocol):
 
 
 Work = Callable[[Taken, GarminSession, Callable[[], None]], Awaitable[date | None]]
-"""Carries a synchronization out; returns the day it has got to, if it goes by days. It calls the last argument before
-each item, which raises Interrupted when it should stop there."""
+"""Carries a synchronization out; returns the day until which all is known, if it goes by days and left none out.
+
+It calls the last argument before each item, which raises Interrupted when it should stop there.
+"""
 Sessions = Callable[["UUID"], AbstractAsyncContextManager[GarminSession]]
 
 
@@ -103,7 +105,7 @@ class Runs:
     def __init__(
         self, store: Store, sessions: Sessions, works: Mapping[JobType, Work], *, now: Callable[[], datetime]
     ) -> None:
-        """`sessions`: LinkedAccounts.session."""
+        """`sessions`: LinkedSessions.session."""
         self._store = store
         self._sessions = sessions
         self._works = works

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
 from typing import Any, Final
 
 import orjson
@@ -236,17 +235,6 @@ def _seconds(steps: Sequence[Mapping[str, Any]]) -> float:
         elif step["endCondition"]["conditionTypeId"] == _ENDS["duration_seconds"][0]:
             total += step["endConditionValue"]
     return total
-
-
-def day_of(data: Mapping[str, Any]) -> date | None:
-    """The day that the plan is meant for; None: any. Raises Failure(FIELD_INVALID)."""
-    text = data.get("scheduled_date")
-    if not text:
-        return None
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise invalid("scheduled_date", "must be a day of the calendar", "INVALID_FORMAT") from None
 
 
 def _number(value: Any, place: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from services.garmin.connect import GarminRefused, GarminSession, Workout
 from services.garmin.jobs_domain import Counts, ItemError
 from services.garmin.neighbours import Plan
 from services.garmin.runs_domain import Taken
-from services.garmin.workout_steps import day_of, digest_of, plan_and_digest_of, tag_of, workout_of
+from services.garmin.workout_steps import digest_of, plan_and_digest_of, tag_of, workout_of
 
 if TYPE_CHECKING:
     from services.garmin.runs_domain import Store as RunStore
@@ -94,10 +95,9 @@ class Workouts:
                 await _delete_all(session, theirs, known, keep="")
                 await self._store.forget(run, plan.id)
                 return
-            workout, day = workout_of(plan.id, plan.data), day_of(plan.data)
+            workout = workout_of(plan.id, plan.data)
             sent = await self._stored(run, session, plan.id, digest, workout, theirs)
-            if day is not None:
-                await session.schedule_workout(sent.workout_id, day)
+            await _schedule(session, sent.workout_id, plan.data)
             await _delete_all(session, theirs, known, keep=sent.workout_id)
         except Failure as failure:
             if failure.reason is not Reason.FIELD_INVALID:
@@ -157,6 +157,11 @@ async def _by_plan(session: GarminSession, check: Callable[[], None]) -> Mapping
         if len(page) < PAGE:
             break
     return found
+
+
+async def _schedule(session: GarminSession, workout_id: str, data: Mapping[str, Any]) -> None:
+    if data.get("scheduled_date"):
+        await session.schedule_workout(workout_id, date.fromisoformat(data["scheduled_date"]))
 
 
 async def _delete_all(session: GarminSession, theirs: Sequence[Workout], known: Sent | None, *, keep: str) -> None:
