@@ -135,6 +135,7 @@ class _Parts:
     access_tokens: AccessTokens
     second_factors: SecondFactors
     sign_ins: SignIns
+    garmin: GarminCredentialVault
 
 
 def _parts(config: Config, db: Database, passwords: Passwords) -> _Parts:
@@ -153,6 +154,12 @@ def _parts(config: Config, db: Database, passwords: Passwords) -> _Parts:
         role_of=named.role_of,
         now=utc_now,
     )
+    garmin = GarminCredentialVault(
+        GarminCredentialStore(db),
+        vault(config, "garmin_credentials"),
+        stores_passwords=config.stores_garmin_passwords,
+        now=utc_now,
+    )
     return _Parts(
         config=config,
         db=db,
@@ -164,6 +171,7 @@ def _parts(config: Config, db: Database, passwords: Passwords) -> _Parts:
         access_tokens=access_tokens,
         second_factors=second_factors,
         sign_ins=sign_ins,
+        garmin=garmin,
     )
 
 
@@ -214,7 +222,7 @@ async def _accounts(parts: _Parts, server: grpc.aio.Server) -> AsyncIterator[Non
             deleted=erasures.look,
             now=utc_now,
         )
-        exports = Exports(ExportStore(db), parts.known.of, records.export, files.files, now=utc_now)
+        exports = Exports(ExportStore(db), parts.known.of, records.export, files.files, parts.garmin.shown, now=utc_now)
         auth_pb2_grpc.add_AuthServiceServicer_to_server(
             AuthServicer(accounts, parts.known, parts.sign_ins, parts.access_tokens), server
         )
@@ -298,21 +306,17 @@ def _add_subscriptions(parts: _Parts, server: grpc.aio.Server) -> None:
 
 def _add_programs(parts: _Parts, server: grpc.aio.Server) -> None:
     """Adds what services and applications call: users, their tokens and credentials, and acting in a user's name."""
-    config, db = parts.config, parts.db
+    db = parts.db
     users = Users(parts.store, parts.known, parts.passwords, now=utc_now)
     applications = ApplicationTokens(ApplicationTokenStore(db), users, now=utc_now)
-    garmin = GarminCredentialVault(
-        GarminCredentialStore(db),
-        vault(config, "garmin_credentials"),
-        stores_passwords=config.stores_garmin_passwords,
-        now=utc_now,
-    )
     exchange = _token_exchange(parts, applications)
     users_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(users, parts.role_of), server)
     application_tokens_pb2_grpc.add_ApplicationTokenServiceServicer_to_server(
         ApplicationTokenServicer(applications), server
     )
-    garmin_credentials_pb2_grpc.add_GarminCredentialServiceServicer_to_server(GarminCredentialServicer(garmin), server)
+    garmin_credentials_pb2_grpc.add_GarminCredentialServiceServicer_to_server(
+        GarminCredentialServicer(parts.garmin), server
+    )
     token_exchange_pb2_grpc.add_TokenExchangeServiceServicer_to_server(TokenExchangeServicer(exchange), server)
 
 

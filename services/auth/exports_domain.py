@@ -63,18 +63,21 @@ class Exports:
         account: Callable[[Principal], Awaitable[Account]],
         records: Callable[[str], AsyncGenerator[bytes]],
         files: Callable[[str, str], Awaitable[tuple[Sequence[Mapping[str, Any]], str]]],
+        garmin_links: Callable[[UUID], Awaitable[Sequence[Mapping[str, Any]]]],
         *,
         now: Callable[[], datetime],
     ) -> None:
         """`records` streams the records' own export, `files` gives a page of files and the token of the next one.
 
-        Both are asked in the caller's name, with the caller's own token. `account` finds the caller's or raises
+        Both are asked in the caller's name, with the caller's own token. `garmin_links`: GarminCredentialVault.shown.
+        `account` finds the caller's or raises
         Failure(INVALID_TOKEN).
         """
         self._store = store
         self._account = account
         self._records = records
         self._files = files
+        self._garmin_links = garmin_links
         self._now = now
 
     async def everything(self, caller: Principal, authorization: str) -> AsyncGenerator[Item]:
@@ -83,6 +86,7 @@ class Exports:
         Raises Failure: INVALID_TOKEN, UNAVAILABLE, RATE_LIMITED; at once when a service is away that is needed later.
         """
         account, counts = await self._account(caller), Counter[str]()
+        links = await self._garmin_links(caller.user_id)
         async with aclosing(self._records(authorization)) as pieces:
             first, page = await anext(pieces), await self._files(authorization, "")
             yield Header(user_id=caller.user_id, export_time=self._now())
@@ -92,6 +96,9 @@ class Exports:
                 async for values in self._rows(type, caller.user_id):
                     counts[f"{type}s"] += 1
                     yield Line(type=type, values=values)
+            counts["garmin_links"] = len(links)
+            for link in links:
+                yield Line(type="garmin_link", values=link)
             async for file in self._all_files(authorization, page):
                 counts["files"] += 1
                 yield Line(type="file", values=file)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from runtime.call import Principal
@@ -139,6 +139,14 @@ class GarminCredentialVault:
         if stored is None:
             raise Failure(Reason.NOT_FOUND, "The user has no Garmin credentials.")
         return self._opened(stored)
+
+    async def shown(self, account_id: UUID) -> Sequence[Mapping[str, Any]]:
+        """What an export shows of a user's credentials: whose they are, and since when; nothing when there are none."""
+        stored = await self._store.get(account_id)
+        if stored is None:
+            return ()
+        name = self._opened(stored).texts[_USERNAME]
+        return ({_USERNAME: name, "create_time": stored.create_time, "update_time": stored.update_time},)
 
     async def delete(self, caller: Principal, account_id: UUID) -> None:
         """Forgets a user's credentials, if there are any."""

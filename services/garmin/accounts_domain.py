@@ -84,6 +84,7 @@ class Accounts:
         store: AccountStore,
         credentials: CredentialsClient,
         secret: bytes,
+        make_known: Callable[[str], Awaitable[None]],
         *,
         patience: float,
         stores_passwords: bool,
@@ -91,15 +92,17 @@ class Accounts:
         erased: Sequence[Callable[[UUID], Awaitable[None]]],
         now: Callable[[], datetime],
     ) -> None:
-        """`patience` is how many seconds a caller waits.
+        """`make_known`: Neighbours.make_known. `patience` is how many seconds a caller waits.
 
-        Each of `ended` is told of a user whose link has ended, each of `erased` of one whose account is gone.
+        Each of `ended` is told of a user whose link has ended, also by one to another account, each of `erased` of one
+        whose account is gone.
         """
         self._garmin = garmin
         self._store = store
         self._credentials = credentials
         self._secret = secret
         self._seal = Seal(secret)
+        self._make_known = make_known
         self._patience = patience
         self._stores_passwords = stores_passwords
         self._ended = ended
@@ -107,10 +110,10 @@ class Accounts:
         self._now = now
         self._going_on: dict[bytes, asyncio.Task[bool]] = {}
 
-    async def link(self, caller: Principal, username: str, password: str, code: str) -> bool:
+    async def link(self, caller: Principal, username: str, password: str, code: str, *, authorization: str) -> bool:
         """Signs in and links; True: Garmin has sent a code, and nothing is linked yet.
 
-        Raises Failure: FIELD_MISSING, FIELD_INVALID, INVALID_CREDENTIALS, RATE_LIMITED, UNAVAILABLE.
+        Raises Failure: FIELD_MISSING, FIELD_INVALID, INVALID_CREDENTIALS, INVALID_TOKEN, RATE_LIMITED, UNAVAILABLE.
         """
         username = username.strip()
         _check("username", username, MAX_USERNAME_CHARS)
@@ -121,6 +124,8 @@ class Accounts:
         if key not in self._going_on:
             with _in_words():
                 self._garmin.check_sign_in()
+            if caller.issuer:  # the vault keeps things for accounts, and acting for a user takes one
+                await self._make_known(authorization)
             await self._count(caller, username)
         return await self._outcome(key, lambda: self._sign_in(caller, username, password, code))
 
@@ -149,8 +154,7 @@ class Accounts:
         """Forgets a user's account; whether there was one. Raises Failure(UNAVAILABLE): nothing has changed."""
         async with self._store.ending(user_id) as was_linked:
             await self._credentials.delete(user_id)
-        for tell in self._ended:
-            await tell(user_id)
+        await self._end(user_id)
         return was_linked
 
     async def erase(self, user_id: UUID) -> None:
@@ -175,15 +179,18 @@ class Accounts:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _end(self, user_id: UUID) -> None:
+        for tell in self._ended:
+            await tell(user_id)
+
     async def _sign_in(self, caller: Principal, username: str, password: str, code: str) -> bool:
         outcome = await self._garmin.sign_in(username, password)
         kept = password if self._stores_passwords else ""
-        if isinstance(outcome, MfaWanted) and code:
-            outcome = await self._garmin.finish_sign_in(outcome.state, code)
         if isinstance(outcome, MfaWanted):
+            # With a code that came along, too: it may be put right.
             sealed = self._seal.seal(caller.user_id, {"state": outcome.state, "username": username, "password": kept})
             await self._store.wait_for_code(caller.user_id, sealed, self._now() + SIGN_IN_LIFETIME)
-            return True
+            return await self._finish(caller, code) if code else True
         await self._keep(caller, username, kept, outcome)
         return False
 
@@ -208,7 +215,10 @@ class Accounts:
             next_sync_at=self._now() + timedelta(hours=DEFAULT_INTERVAL_HOURS),
         )
         credentials = Credentials(username=username, tokens=signed_in.tokens, expire_time=signed_in.expire_time)
-        async with self._store.linking(link):
+        subject = self._digest("name", username.casefold())
+        if await self._store.is_another(caller.user_id, subject):  # what runs is still with the one before
+            await self._end(caller.user_id)
+        async with self._store.linking(link, subject):
             await self._credentials.put(caller.user_id, credentials, password)
         logger().info("linked an account at Garmin", user=caller.user_id)
 

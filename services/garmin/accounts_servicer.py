@@ -8,7 +8,7 @@ from uuid import UUID
 from grpc.aio import ServicerContext
 from satchel.garmin.v1 import garmin_pb2 as pb
 
-from runtime.call import principal
+from runtime.call import header, principal
 from runtime.ids import parse_uuid
 from services.garmin import accounts_convert as convert
 from services.garmin.accounts_domain import Accounts
@@ -22,7 +22,9 @@ class AccountRpcs:
     _accounts: Accounts
 
     async def LinkAccount(self, request: pb.LinkAccountRequest, context: Context) -> pb.LinkAccountResponse:
-        mfa_required = await self._accounts.link(principal(), request.username, request.password, request.mfa_code)
+        mfa_required = await self._accounts.link(
+            principal(), request.username, request.password, request.mfa_code, authorization=header("authorization")
+        )
         return convert.link_response(mfa_required)
 
     async def VerifyMfa(self, request: pb.VerifyMfaRequest, context: Context) -> pb.VerifyMfaResponse:

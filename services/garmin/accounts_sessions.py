@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
 from runtime.errors import Failure, Reason
@@ -47,17 +47,6 @@ CLOSING: Final = 20.0
 STORE_PAUSES: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 
-class LinkedAccounts(Protocol):
-    """What jobs ask of the accounts."""
-
-    def session(self, user_id: UUID) -> AbstractAsyncContextManager[GarminSession]:
-        """A session of the user's linked account. Refreshed tokens are stored by the very call that refreshed them.
-
-        Entering raises Failure(NOT_FOUND) when nothing is linked (or the user is gone), SignInEnded when the user has
-        to link the account again, GarminAway when the auth service is away. A SignInEnded inside marks the link.
-        """
-
-
 class LinkedSessions:
     """Opens sessions by what the vault has."""
 
@@ -77,7 +66,11 @@ class LinkedSessions:
 
     @asynccontextmanager
     async def session(self, user_id: UUID) -> AsyncIterator[GarminSession]:
-        """As LinkedAccounts.session."""
+        """A session of the user's linked account. Refreshed tokens are stored by the very call that refreshed them.
+
+        Entering raises Failure(NOT_FOUND) when nothing is linked (or the user is gone), SignInEnded when the user has
+        to link the account again, GarminAway when the auth service is away. A SignInEnded inside marks the link.
+        """
         link = await self._store.get(user_id)
         if link is None:
             raise Failure(Reason.NOT_FOUND, "No Garmin account is linked.")
@@ -95,10 +88,6 @@ class LinkedSessions:
         """Waits a while for refreshed tokens to be stored: nothing else knows them."""
         if self._refreshing:
             await asyncio.wait(self._refreshing, timeout=CLOSING)
-
-    def open(self, tokens: str) -> RefreshableSession:
-        """A session with these. Raises SignInEnded for senseless ones."""
-        return self._garmin.session(tokens)
 
     async def stored(self, link: Link) -> Credentials:
         """What the vault has. Raises Failure(NOT_FOUND) when the account is gone, GarminAway."""

@@ -38,6 +38,14 @@ sign_ins: Final = sa.Table(
     sa.Column("tries", sa.Integer),
     sa.Column("expire_time", _time),
 )
+accounts: Final = sa.Table(
+    "accounts",
+    _SCHEMA,
+    sa.Column("user_id", sa.Uuid, primary_key=True),
+    sa.Column("subject", postgresql.BYTEA),
+)
+# What is only true of the account at Garmin that it was learned with.
+_OF_ACCOUNT: Final = [sa.Table(name, _SCHEMA, sa.Column("user_id", sa.Uuid)) for name in ("cursors", "workouts")]
 attempts: Final = sa.Table(
     "attempts",
     _SCHEMA,
@@ -69,30 +77,18 @@ _PUT: Final = _new.on_conflict_do_update(
         "refresh_until": sa.null(),
     },
 )
+_subject: Final = bindparam("subject", type_=sa.LargeBinary)
+_IS_ANOTHER: Final = sa.select(accounts.c.subject).where(accounts.c.user_id == _user, accounts.c.subject != _subject)
+_new_account: Final = postgresql.insert(accounts).values(user_id=_user, subject=_subject)
+_PUT_ACCOUNT: Final = _new_account.on_conflict_do_update(
+    index_elements=["user_id"],
+    set_={"subject": _new_account.excluded.subject},
+    where=accounts.c.subject != _new_account.excluded.subject,
+)
+_START_OVER: Final = [sa.delete(table).where(table.c.user_id == _user) for table in _OF_ACCOUNT]
 _HOLD: Final = sa.select(links.c.link_id).where(_of_link).with_for_update()
 _UNLINK: Final = sa.delete(links).where(_of_user)
 _NEEDS_SIGN_IN: Final = sa.update(links).values(needs_sign_in=sa.true()).where(_of_link)
-_SCHEDULE: Final = (
-    sa.update(links)
-    .values(interval_hours=bindparam("interval_hours"), next_sync_at=bindparam("next_sync_at"))
-    .where(_of_user)
-    .returning(*_LINK)
-)
-# Each is taken by one replica, which says at the same time when it is due again.
-_due: Final = (
-    sa.select(links.c.user_id)
-    .where(links.c.next_sync_at <= _now, ~links.c.needs_sign_in, links.c.interval_hours > sa.literal_column("0"))
-    .order_by(links.c.next_sync_at)
-    .limit(bindparam("limit", type_=sa.Integer))
-    .with_for_update(skip_locked=True)
-    .cte("due")
-)
-_TAKE_DUE: Final = (
-    sa.update(links)
-    .values(next_sync_at=_now + sa.func.make_interval(0, 0, 0, 0, links.c.interval_hours))
-    .where(links.c.user_id == _due.c.user_id)
-    .returning(*_LINK)
-)
 _BEGIN_REFRESH: Final = (
     sa.update(links)
     .values(refresh_until=bindparam("until", type_=_time))
@@ -123,7 +119,6 @@ _TRY: Final = (
 _END_SIGN_IN: Final = sa.delete(sign_ins).where(sign_ins.c.user_id == _user)
 _SWEEP_SIGN_INS: Final = sa.delete(sign_ins).where(sign_ins.c.expire_time < _now)
 
-_subject: Final = bindparam("subject", type_=sa.LargeBinary)
 _ATTEMPTS: Final = sa.select(attempts.c.times).where(attempts.c.subject == _subject).with_for_update()
 _FIRST: Final = (
     postgresql.insert(attempts)
@@ -159,10 +154,21 @@ class AccountStore:
             row = await statements.one(_GET, user_id=user_id)
         return _link(row) if row else None
 
+    async def is_another(self, user_id: UUID, subject: bytes) -> bool:
+        """Whether what is known of the user's synchronizations is of another account at Garmin than this one."""
+        async with self._database.statements() as statements:
+            return await statements.one(_IS_ANOTHER, user_id=user_id, subject=subject) is not None
+
     @asynccontextmanager
-    async def linking(self, link: Link) -> AsyncIterator[None]:
-        """Links, in place of what was linked, if the block succeeds; nobody else writes to the vault meanwhile."""
+    async def linking(self, link: Link, subject: bytes) -> AsyncIterator[None]:
+        """Links, in place of what was linked, if the block succeeds; nobody else writes to the vault meanwhile.
+
+        `subject` is the account at Garmin: with another one than before everything begins anew.
+        """
         async with self._database.transaction() as transaction:
+            if await transaction.execute(_PUT_ACCOUNT, user_id=link.user_id, subject=subject):
+                for statement in _START_OVER:
+                    await transaction.execute(statement, user_id=link.user_id)
             await transaction.execute(_PUT, **{column.name: getattr(link, column.name) for column in _LINK})
             await transaction.execute(_END_SIGN_IN, user_id=link.user_id)
             yield
@@ -185,19 +191,6 @@ class AccountStore:
         """Garmin refuses what this link has: it needs a sign-in."""
         async with self._database.statements() as statements:
             await statements.execute(_NEEDS_SIGN_IN, user_id=user_id, link_id=link_id)
-
-    async def set_schedule(self, user_id: UUID, interval_hours: int, next_sync_at: datetime | None) -> Link | None:
-        """Sets how often and when next; None: nothing is linked."""
-        async with self._database.statements() as statements:
-            row = await statements.one(
-                _SCHEDULE, user_id=user_id, interval_hours=interval_hours, next_sync_at=next_sync_at
-            )
-        return _link(row) if row else None
-
-    async def take_due(self, now: datetime, limit: int) -> list[Link]:
-        """Links whose time has come, each given to one caller; they are due again after their intervals."""
-        async with self._database.statements() as statements:
-            return [_link(row) for row in await statements.all(_TAKE_DUE, now=now, limit=limit)]
 
     async def begin_refresh(self, user_id: UUID, link_id: UUID, now: datetime, until: datetime) -> bool:
         """Whether the caller, and nobody else until then, refreshes the link's tokens."""

@@ -73,10 +73,12 @@ class Activities:
         self._add_activity = add_activity
         self._now = now
 
-    async def bring(self, run: Taken, session: GarminSession, check: Callable[[], None]) -> date:
+    async def bring(self, run: Taken, session: GarminSession, check: Callable[[], None]) -> date | None:
         """Brings what is new or changed; returns the day until which all is known. As Work."""
         job, today = run.job, self._now().date()
-        listed = await self._listed(session, await self._since(run, today), check)
+        unknown_since = await self._unknown_since(run, today)
+        since = job.options.since or unknown_since
+        listed = await self._listed(session, since, check)
         known = await self._store.known(job.user_id, list(listed))
         waiting = [one for one in listed.values() if not self._is_done(run, one, known.get(one.id))]
         await self._runs.count(run, len(listed), _counts(run, listed, known))
@@ -86,13 +88,14 @@ class Activities:
             await self._bring_one(run, session, activity)
 
         await each(waiting, bring_one, at_once=AT_ONCE)
-        return today
+        return today if since <= unknown_since else None
 
-    async def _since(self, run: Taken, today: date) -> date:
-        if run.job.options.since is not None:
-            return run.job.options.since
-        last = await self._runs.cursor(run.job.user_id, JobType.ACTIVITIES)
-        return last - OVERLAP if last and not run.job.options.force else today - timedelta(days=FIRST_DAYS)
+    async def _unknown_since(self, run: Taken, today: date) -> date:
+        """From which day on something may be new; by force, all of the first days is."""
+        first, last = today - timedelta(days=FIRST_DAYS), await self._runs.cursor(run.job.user_id, JobType.ACTIVITIES)
+        if last is None:
+            return first
+        return min(first, last - OVERLAP) if run.job.options.force else last - OVERLAP
 
     async def _listed(self, session: GarminSession, since: date, check: Callable[[], None]) -> Mapping[str, Activity]:
         """All of them by id, newest first; one that moves to another page while they are read is there once."""
@@ -101,9 +104,10 @@ class Activities:
         while True:
             check()
             page = await session.activities(start, since, PAGE)
+            before = len(listed)
             listed.update((one.id, one) for one in page)
             start += PAGE
-            if len(page) < PAGE:
+            if len(page) < PAGE or len(listed) == before:  # or it is the same page for ever
                 return listed
 
     def _is_done(self, run: Taken, activity: Activity, known: Known | None) -> bool:

@@ -54,11 +54,15 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         queue = Queue(config.database_url, concurrency=config.garmin_jobs)
         job_store = JobStore(db, queue.defer, queue.cancel)
         jobs = Jobs(job_store, now=utc_now)
+        uploads = await stack.enter_async_context(channel(config.uploads_address))
+        others = await stack.enter_async_context(channel(config.sessions_address, STREAM_OPTIONS))
+        neighbours = Neighbours(Acting(auth, tokens), auth, uploads, others)
         accounts = Accounts(
             garmin,
             store,
             credentials,
             secret,
+            neighbours.make_known,
             patience=config.call_timeout * PATIENCE,
             stores_passwords=config.stores_garmin_passwords,
             ended=[jobs.end],
@@ -67,9 +71,6 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         )
         stack.push_async_callback(accounts.close)
         await stack.enter_async_context(sweeping(accounts.sweep, config.sweep_interval))
-        uploads = await stack.enter_async_context(channel(config.uploads_address))
-        others = await stack.enter_async_context(channel(config.sessions_address, STREAM_OPTIONS))
-        neighbours = Neighbours(Acting(auth, tokens), uploads, others)
         health = Health(job_store, SessionsClient(others, tokens).store_records, now=utc_now)
         activities = Activities(job_store, ActivityStore(db), neighbours.add_activity, now=utc_now)
         workouts = Workouts(job_store, WorkoutStore(db), neighbours.plans)

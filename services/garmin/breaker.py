@@ -33,13 +33,17 @@ TRIAL: Final = 60.0
 
 
 class Breaker:
-    """Closed, it lets every call through; open, none; and after its pause one, whose outcome decides."""
+    """Closed, it lets every call through; open, none; and after its pause one, whose outcome decides.
+
+    A call that began before it opened does not close it: what it comes to was asked for earlier.
+    """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._failures = 0
         self._until = 0.0
         self._refusal: Callable[[float], Exception] | None = None
+        self._openings = 0
 
     def check(self) -> None:
         """Raises RateLimited or GarminAway while it is open."""
@@ -51,31 +55,40 @@ class Breaker:
         self.check()
         if self._refusal is not None:  # this one is the trial
             self._until = self._monotonic() + TRIAL
+        openings = self._openings
         try:
             outcome = await call()
         except RateLimited as limited:
-            self._open(limited.retry_after, RateLimited)
+            if openings == self._openings or limited.retry_after > self._until - self._monotonic():
+                self._open(limited.retry_after, RateLimited)
             raise
         except GarminAway:
-            self._failures += 1
-            if self._refusal is not None or self._failures >= FAILURES:
-                doublings = max(0, self._failures - FAILURES)
-                self._open(min(FIRST_PAUSE * 2.0 ** min(doublings, 10), LONGEST_PAUSE), GarminAway)
+            if openings == self._openings:
+                self._count()
             raise
         except TokensExpired:  # which may not have taken a question: whoever comes next may try
-            self._until = 0.0
+            if openings == self._openings:
+                self._until = 0.0
             raise
         except Exception:  # Garmin is there, and has said what it had to say
-            self._close()
+            self._close(openings)
             raise
-        self._close()
+        self._close(openings)
         return outcome
+
+    def _count(self) -> None:
+        self._failures += 1
+        if self._refusal is not None or self._failures >= FAILURES:
+            doublings = max(0, self._failures - FAILURES)
+            self._open(min(FIRST_PAUSE * 2.0 ** min(doublings, 10), LONGEST_PAUSE), GarminAway)
 
     def _open(self, seconds: float, refusal: Callable[[float], Exception]) -> None:
         self._until, self._refusal = self._monotonic() + seconds, refusal
+        self._openings += 1
 
-    def _close(self) -> None:
-        self._failures, self._refusal = 0, None
+    def _close(self, openings: int) -> None:
+        if openings == self._openings:
+            self._failures, self._refusal = 0, None
 
 
 class GuardedGarmin:

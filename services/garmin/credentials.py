@@ -65,7 +65,8 @@ class CredentialsClient:
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                 raise
-            await self._call(self._stub.UpdateGarminCredentials, update, grpc.StatusCode.NOT_FOUND)
+            if await self._call(self._stub.UpdateGarminCredentials, update, grpc.StatusCode.NOT_FOUND) is None:
+                raise Failure(Reason.NOT_FOUND, "There is no such user.") from None
 
     async def replace_tokens(self, user_id: UUID, tokens: str, expire_time: datetime | None) -> bool:
         """Stores refreshed tokens; False: the user has none any more."""

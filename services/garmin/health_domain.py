@@ -44,10 +44,11 @@ class Health:
         self._store_records = store_records
         self._now = now
 
-    async def bring(self, run: Taken, session: GarminSession, check: Callable[[], None]) -> date:
-        """Brings day after day; returns the last one. As Work."""
+    async def bring(self, run: Taken, session: GarminSession, check: Callable[[], None]) -> date | None:
+        """Brings day after day; returns the one until which all is known. As Work."""
         today = self._now().date()
-        first = await self._first(run, today)
+        unknown_since = await self._unknown_since(run, today)
+        first = run.job.options.since or unknown_since
         # Somewhere on earth it may be tomorrow already.
         days = [first + timedelta(days=number) for number in range((last_day(self._now()) - first).days + 1)]
         if run.checkpoint:
@@ -59,11 +60,9 @@ class Health:
         for start in range(done, len(days), at_once):
             check()
             await self._bring_days(run, session, days[start : start + at_once])
-        return today
+        return today if first <= unknown_since else None
 
-    async def _first(self, run: Taken, today: date) -> date:
-        if run.job.options.since is not None:
-            return run.job.options.since
+    async def _unknown_since(self, run: Taken, today: date) -> date:
         last = await self._runs.cursor(run.job.user_id, JobType.HEALTH)
         return last - OVERLAP if last else today - timedelta(days=FIRST_DAYS)
 

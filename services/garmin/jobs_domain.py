@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
@@ -41,6 +41,14 @@ class Status(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+class Beginning(Enum):
+    """What asking for one has come to."""
+
+    BEGUN = auto()
+    ANOTHER_RUNS = auto()
+    NOT_LINKED = auto()
 
 
 class ItemError(NamedTuple):
@@ -132,11 +140,10 @@ class Schedule(NamedTuple):
 class Store(Protocol):
     """services.garmin.jobs_store.JobStore."""
 
-    async def begin(self, new: NewJob, now: datetime) -> bool: ...
+    async def begin(self, new: NewJob, now: datetime) -> Beginning: ...
     async def current(self, user_id: UUID) -> Job | None: ...
     async def cancel(self, user_id: UUID, now: datetime) -> bool: ...
     async def page(self, user_id: UUID, limit: int, before: tuple[datetime, str] | None) -> list[Job]: ...
-    async def is_linked(self, user_id: UUID) -> bool: ...
     async def set_schedule(self, user_id: UUID, schedule: Schedule) -> bool: ...
 
 
@@ -150,8 +157,6 @@ class Jobs:
     async def start(self, caller: Principal, type: JobType, *, force: bool = False, since: str = "") -> UUID:
         """Begins one; returns its id. Raises Failure: FIELD_INVALID (since), NOT_FOUND, SYNC_IN_PROGRESS."""
         options = Options(force=force, since=parse_since(since, self._now()))
-        if not await self._store.is_linked(caller.user_id):
-            raise not_linked()
         new = NewJob(
             id=uuid4(),
             user_id=caller.user_id,
@@ -160,7 +165,10 @@ class Jobs:
             options=options,
             scheduled=False,
         )
-        if not await self._store.begin(new, self._now()):
+        beginning = await self._store.begin(new, self._now())
+        if beginning is Beginning.NOT_LINKED:
+            raise not_linked()
+        if beginning is Beginning.ANOTHER_RUNS:
             raise Failure(Reason.SYNC_IN_PROGRESS)
         return new.id
 

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from runtime.database import Connection, Database, Row
 from services.garmin.jobs_domain import (
     MAX_ERRORS,
+    Beginning,
     Counts,
     ItemError,
     Job,
@@ -68,7 +69,8 @@ _CURSOR: Final = "SELECT day FROM garmin.cursors WHERE user_id = %b AND type = %
 _MOVE_CURSOR: Final = """
     INSERT INTO garmin.cursors (user_id, type, day) VALUES (%b, %b, %b)
     ON CONFLICT (user_id, type) DO UPDATE SET day = greatest(cursors.day, excluded.day)"""
-_LINKED: Final = "SELECT FROM garmin.links WHERE user_id = %b"
+# Held, so that none is begun of a link, or an account, that has just ended.
+_LINKED: Final = "SELECT FROM garmin.links WHERE user_id = %b FOR KEY SHARE"
 _SCHEDULE: Final = "UPDATE garmin.links SET interval_hours = %b, next_sync_at = %b WHERE user_id = %b"
 _DUE: Final = """
     SELECT user_id, tenant_id, interval_hours FROM garmin.links
@@ -93,6 +95,7 @@ _ERASE: Final = (
     "DELETE FROM garmin.activities WHERE user_id = %b",
     "DELETE FROM garmin.workouts WHERE user_id = %b",
     "DELETE FROM garmin.cursors WHERE user_id = %b",
+    "DELETE FROM garmin.accounts WHERE user_id = %b",
 )
 
 Defer = Callable[[Connection, NewJob], Awaitable[int]]
@@ -108,16 +111,13 @@ class JobStore:
         self._defer = defer
         self._cancel_queued = cancel_queued
 
-    async def begin(self, new: NewJob, now: datetime) -> bool:
-        """Begins one, queued in the same transaction; False: the user has one already."""
+    async def begin(self, new: NewJob, now: datetime) -> Beginning:
+        """Begins one, queued in the same transaction, unless it cannot be."""
         async with self._database.transaction() as transaction:
-            return await self._begin(transaction.connection, new, now)
-
-    async def is_linked(self, user_id: UUID) -> bool:
-        """Whether the user has an account there."""
-        async with self._database.statements() as statements:
-            found = await statements.connection.execute(_LINKED, [user_id], prepare=True)
-            return bool(found.rowcount)
+            if not (await transaction.connection.execute(_LINKED, [new.user_id], prepare=True)).rowcount:
+                return Beginning.NOT_LINKED
+            begun = await self._begin(transaction.connection, new, now)
+        return Beginning.BEGUN if begun else Beginning.ANOTHER_RUNS
 
     async def set_schedule(self, user_id: UUID, schedule: Schedule) -> bool:
         """Sets when links are due; False: there is none."""

@@ -13,11 +13,12 @@ import orjson
 from google.api.httpbody_pb2 import HttpBody
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
 from satchel.sessions.v1 import sync_pb2, sync_pb2_grpc
 from satchel.uploads.v1 import uploads_pb2, uploads_pb2_grpc
 
 from runtime.errors import Failure, Reason
-from runtime.mesh import Acting
+from runtime.mesh import CALL_TIMEOUT, Acting
 
 ADD_TIMEOUT: Final = 60.0
 PULL_TIMEOUT: Final = 10.0
@@ -52,11 +53,27 @@ class Plan(NamedTuple):
 class Neighbours:
     """Calls as the user, with tokens for five minutes that say who acts."""
 
-    def __init__(self, acting: Acting, uploads: grpc.aio.Channel, sessions: grpc.aio.Channel) -> None:
+    def __init__(
+        self, acting: Acting, auth: grpc.aio.Channel, uploads: grpc.aio.Channel, sessions: grpc.aio.Channel
+    ) -> None:
         self._acting = acting
+        self._auth = auth_pb2_grpc.AuthServiceStub(auth)
         self._uploads = uploads_pb2_grpc.UploadServiceStub(uploads)
         self._sync = sync_pb2_grpc.SyncServiceStub(sessions)
         self._adding = asyncio.Semaphore(_ADDING)
+
+    async def make_known(self, authorization: str) -> None:
+        """Has the auth service know whoever the token in `authorization` speaks for, whose issuer may be another.
+
+        It gives such a user an account when they first ask for it. Raises Failure: INVALID_TOKEN for one who was
+        deleted here, RATE_LIMITED, UNAVAILABLE.
+        """
+        try:
+            await self._auth.GetMe(
+                auth_pb2.GetMeRequest(), timeout=CALL_TIMEOUT, metadata=(("authorization", authorization),)
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from error
 
     async def add_activity(self, user_id: UUID, filename: str, content: bytes) -> AddedActivity:
         """Hands a recording over. Raises Failure as AddActivity does, NOT_FOUND for a user who is gone."""
@@ -122,6 +139,8 @@ def _failure(error: grpc.aio.AioRpcError) -> Failure:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.reason in Reason.__members__:
             return Failure(Reason[info.reason], status.message)
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return Failure(Reason.UNAVAILABLE, retry_after=1)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Failure(Reason.DEADLINE_EXCEEDED)
     return Failure(Reason.INTERNAL)

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from runtime.errors import Failure, Reason
 from runtime.interceptors import failure_of
 from runtime.telemetry import logger
-from services.garmin.connect import GarminAnswer, GarminAway, GarminSession, RateLimited, SignInEnded
+from services.garmin.connect import (
+    GarminAnswer,
+    GarminAway,
+    GarminRefused,
+    GarminSession,
+    RateLimited,
+    SignInEnded,
+)
 from services.garmin.jobs_domain import Counts, ItemError, Job, JobType, Status
 
 if TYPE_CHECKING:
@@ -85,8 +92,10 @@ class Store(Protocol):
 
 
 Work = Callable[[Taken, GarminSession, Callable[[], None]], Awaitable[date | None]]
-"""Carries a synchronization out; returns the day it has got to, if it goes by days. It calls the last argument before
-each item, which raises Interrupted when it should stop there."""
+"""Carries a synchronization out; returns the day until which all is known, if it goes by days and left none out.
+
+It calls the last argument before each item, which raises Interrupted when it should stop there.
+"""
 Sessions = Callable[["UUID"], AbstractAsyncContextManager[GarminSession]]
 
 
@@ -96,7 +105,7 @@ class Runs:
     def __init__(
         self, store: Store, sessions: Sessions, works: Mapping[JobType, Work], *, now: Callable[[], datetime]
     ) -> None:
-        """`sessions`: LinkedAccounts.session."""
+        """`sessions`: LinkedSessions.session."""
         self._store = store
         self._sessions = sessions
         self._works = works
@@ -169,6 +178,8 @@ def _passing(error: Exception, failure: Failure) -> tuple[float, str] | None:
         return _GARMIN_WAIT, "Garmin does not answer. Try again later."
     if isinstance(error, GarminAnswer):
         return _GARMIN_WAIT, "Garmin answers with what cannot be read."
+    if isinstance(error, GarminRefused):  # not of one item, or it would be told as the item's
+        return _GARMIN_WAIT, "Garmin refuses what it was asked for. Try again later."
     if failure.reason in (Reason.UNAVAILABLE, Reason.RATE_LIMITED, Reason.DEADLINE_EXCEEDED):
         return failure.retry_after or _OWN_WAIT, "A part of the server is not available. Try again later."
     return None

@@ -102,7 +102,7 @@ def workout_of(plan_id: str, data: Mapping[str, Any]) -> dict[str, Any]:
         "workoutName": str(data.get("name", ""))[:_MAX_NAME_CHARS] or "Workout",
         "description": tag_of(plan_id, digest_of(plan_id, data)),
         "sportType": sport,
-        "estimatedDurationInSecs": round(_seconds(data.get("steps", []))),
+        "estimatedDurationInSecs": round(_seconds(steps)),
         "workoutSegments": [{"segmentOrder": 1, "sportType": sport, "workoutSteps": steps}],
     }
 
@@ -226,14 +226,14 @@ def _sport(name: Any) -> dict[str, Any]:
     return {"sportTypeId": number, "sportTypeKey": known}
 
 
-def _seconds(steps: Any) -> float:
-    """How long all of them take, as far as they say."""
+def _seconds(steps: Sequence[Mapping[str, Any]]) -> float:
+    """How long all of them take, as far as they say; of steps as Garmin has them."""
     total = 0.0
     for step in steps:
-        if "steps" in step:
-            total += _seconds(step["steps"]) * step.get("count", 1)
-        elif step.get("duration_seconds") is not None:
-            total += step["duration_seconds"]
+        if "workoutSteps" in step:
+            total += _seconds(step["workoutSteps"]) * step["numberOfIterations"]
+        elif step["endCondition"]["conditionTypeId"] == _ENDS["duration_seconds"][0]:
+            total += step["endConditionValue"]
     return total
 
 

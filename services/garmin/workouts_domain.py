@@ -86,15 +86,15 @@ class Workouts:
     async def _send_one(
         self, run: Taken, session: GarminSession, plan: Plan, known: Sent | None, theirs: Sequence[Workout]
     ) -> None:
-        if plan.data is None:
-            await _delete_all(session, theirs, known, keep="")
-            await self._store.forget(run, plan.id)
-            return
-        digest = digest_of(plan.id, plan.data)
+        digest = digest_of(plan.id, plan.data or {})
         failed = Sent(
             digest=digest, workout_id=known.workout_id if known else "", done=True, failed=True, job_id=run.job.id
         )
         try:
+            if plan.data is None:
+                await _delete_all(session, theirs, known, keep="")
+                await self._store.forget(run, plan.id)
+                return
             workout = workout_of(plan.id, plan.data)
             sent = await self._stored(run, session, plan.id, digest, workout, theirs)
             await _schedule(session, sent.workout_id, plan.data)
@@ -128,8 +128,8 @@ class Workouts:
 
 
 def _counted_before(run: Taken, plan: Plan, known: Sent | None) -> Counts | None:
-    """What the plan counts as without being sent; None: it is to be sent."""
-    if plan.data is None or known is None or not known.done or known.digest != digest_of(plan.id, plan.data):
+    """What the plan counts as without being sent; None: it is to be sent, or deleted there."""
+    if known is None or not known.done or known.digest != digest_of(plan.id, plan.data or {}):
         return None
     if known.job_id == run.job.id:
         return Counts(failed=1) if known.failed else Counts(created=1)

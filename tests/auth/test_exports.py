@@ -12,6 +12,7 @@ import httpx
 import psycopg
 import pytest
 
+from tests.auth.callers import as_service
 from tests.auth.test_receipts import mesh_of_processes, store_file
 from tests.conftest import Edge
 from tests.factories import PASSWORD, Phone, change
@@ -40,7 +41,15 @@ async def test_a_new_account_has_itself_and_the_sign_in_that_it_began_with(phone
     assert (event["type"], event["kind"], event["sign_in_id"]) == ("security_event", "signed_up", sign_in["id"])
     (listed,) = (await phone.call("GET", "/v1/auth/security-events")).json()["events"]
     assert event["id"] == listed["id"]
-    assert end == {"end": True, "sign_ins": 1, "security_events": 1, "files": 0, "records": 0, "conflicts": 0}
+    assert end == {
+        "end": True,
+        "sign_ins": 1,
+        "security_events": 1,
+        "garmin_links": 0,
+        "files": 0,
+        "records": 0,
+        "conflicts": 0,
+    }
 
 
 async def test_everything_of_the_account_is_in_it_and_nothing_of_anybody_else(edge: Edge, phone: Phone) -> None:
@@ -59,6 +68,7 @@ async def test_everything_of_the_account_is_in_it_and_nothing_of_anybody_else(ed
         "end": True,
         "sign_ins": 4,
         "security_events": 4,
+        "garmin_links": 0,
         "files": 1,
         "records": lines[-1]["records"],
         "conflicts": 1,
@@ -135,3 +145,16 @@ async def test_every_account_may_ask_only_so_often(own_edge: Callable[..., Await
     phone = await edge.phone()
     answers = [await phone.call("GET", PATH) for _ in range(11)]
     assert [answer.status_code for answer in answers] == [200] * 10 + [429]
+
+
+async def test_a_linked_account_at_garmin_is_in_it_without_what_is_secret(edge: Edge, phone: Phone) -> None:
+    path = f"/garmin_credentials/{phone.user_id}"
+    secrets = {"access_token": "an-access-token", "garmin_password_plaintext": "a-password"}
+    answer = await as_service(edge, "POST", path, json={"garmin_username": "ada@garmin.example", **secrets})
+    assert answer.status_code == 201, answer.text
+    lines = await export(phone)
+    (link,) = [line for line in lines if line.get("type") == "garmin_link"]
+    assert link["garmin_username"] == "ada@garmin.example"
+    assert link.keys() == {"type", "garmin_username", "create_time", "update_time"}
+    assert lines[-1]["garmin_links"] == 1
+    assert not any(secret in json.dumps(lines) for secret in secrets.values())

@@ -14,6 +14,8 @@ import pytest
 from deploy.parts import running
 from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import PASSWORD, Phone, device_session, puzzle_session
+from tests.garmin.linked import Linked, add_runs
+from tests.garmin.standin import standing_in
 from tests.issuers import Issuer, Key, issuer, signed_with_secret
 from tests.polling import until
 
@@ -207,3 +209,32 @@ async def test_a_restart_forgets_nobody_who_was_deleted(start: Any, project: Iss
                 assert answer.status_code in (401, 503), door
         assert answer.status_code == 401
         assert (await user(edge, project).call("GET", "/sessions")).status_code == 200
+
+
+async def test_such_a_user_links_an_account_at_garmin_and_what_is_there_comes(
+    own_edge: Callable[..., Any], project: Issuer
+) -> None:
+    with standing_in() as standin:
+        edge = await own_edge(
+            garmin_url=standin.url, supabase_issuer=project.url, supabase_jwks_url=f"{project.url}/jwks"
+        )
+        phone, account = user(edge, project), standin.account()
+        ada = Linked(phone, account)
+        add_runs(account, 1)
+        request = {"username": account.username, "password": account.password}
+        answer = await phone.call("POST", "/api/garmin/login", json=request)
+        assert answer.status_code == 200, answer.text
+        assert (await ada.synced())["created"] == 1
+        await ada.activities(1)
+        assert (await phone.call("DELETE", "/v1/auth/me")).status_code == 200
+
+        async def gone() -> bool:
+            with psycopg.connect(edge.mesh.config.database_url) as connection:
+                kept = "SELECT FROM {} WHERE {} = %s"
+                tables = (("garmin.links", "user_id"), ("auth.garmin_credentials", "account_id"))
+                return not any(connection.execute(kept.format(*one), [phone.user_id]).rowcount for one in tables)
+
+        await until(gone)
+        sign_ins = account.sign_ins
+        assert (await phone.call("POST", "/api/garmin/login", json=request)).status_code == 401
+        assert account.sign_ins == sign_ins

@@ -253,6 +253,14 @@ class TestCodes:
         answer = await login(phone, account, mfa_code=account.code)
         assert (answer.status_code, answer.json()) == (200, LINKED)
 
+    async def test_a_code_that_was_sent_along_and_is_wrong_may_be_put_right(
+        self, standin: StandIn, phone: Phone
+    ) -> None:
+        account = standin.account(mfa=True)
+        answer = await login(phone, account, mfa_code="000000")
+        assert (answer.status_code, answer.json()) == (401, {"detail": "Invalid Garmin MFA code provided."})
+        assert (await send_code(phone, account.code)).status_code == 200
+
     async def test_a_wrong_code_may_be_put_right_a_few_times(self, standin: StandIn, phone: Phone) -> None:
         account = standin.account(mfa=True)
         await login(phone, account)
@@ -554,18 +562,3 @@ class TestTokens:
             own_standin.well()
             assert await session.activities(0, DAY, 10) == []
         assert (await shown(phone))["needs_sign_in"] is False
-
-    async def test_due_links_are_taken_once(self, edge: Edge, standin: StandIn) -> None:
-        phones = [await Phone.as_guest(edge.http) for _ in range(3)]
-        for phone in phones:
-            await linked(phone, standin.account())
-            change(edge.mesh.config, "next_sync_at = now() - interval '1 s'", phone)
-        async with database(edge.mesh.config.database_url, connections=4, name="test") as db:
-            store = AccountStore(db)
-            taken = [
-                one for part in await asyncio.gather(*(store.take_due(utc_now(), 2) for _ in range(4))) for one in part
-            ]
-            ours = {UUID(phone.user_id) for phone in phones}
-            mine = [one.user_id for one in taken if one.user_id in ours]
-            assert sorted(mine) == sorted(ours)
-            assert all(one.next_sync_at is not None and one.next_sync_at > utc_now() for one in taken)

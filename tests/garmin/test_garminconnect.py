@@ -27,6 +27,7 @@ from services.garmin.connect import (
 )
 from services.garmin.garminconnect_client import GarminConnect, Hosts
 from tests.garmin.standin import API, SAMPLES, SSO, TOKENS, Account, StandIn, standing_in
+from tests.polling import until
 
 DAY = date(2026, 2, 26)
 START = datetime(2026, 2, 26, 7, 30, tzinfo=UTC)
@@ -336,6 +337,10 @@ class TestSessions:
             assert [[one.id for one in page] for page in pages] == [[str(number + 1)] for number in range(6)]
 
 
+async def arrived(standin: StandIn, lists: int) -> bool:
+    return standin.count("/activitylist-service/") >= lists
+
+
 class TestBreaker:
     async def test_what_one_user_is_told_holds_for_all(self, garmin: GarminConnect, standin: StandIn) -> None:
         clock = [0.0]
@@ -352,6 +357,25 @@ class TestBreaker:
         assert standin.count("/activitylist-service/") == asked
         clock[0] = 51
         assert await sessions[1].activities(0, DAY, 10) == []
+
+    async def test_an_answer_to_an_earlier_question_does_not_end_the_pause(
+        self, garmin: GarminConnect, standin: StandIn
+    ) -> None:
+        guarded = GuardedGarmin(garmin, monotonic=lambda: 0.0)
+        sessions = [guarded.session((await signed_in(garmin, standin.account())).tokens) for _ in range(2)]
+        asked = standin.count("/activitylist-service/")
+        standin.trouble(API, seconds=0.5, times=1)
+        early = asyncio.create_task(sessions[0].activities(0, DAY, 10))
+        await until(lambda: arrived(standin, asked + 1))
+        standin.limit(API, "50", times=1)
+        with pytest.raises(RateLimited):
+            await sessions[1].activities(0, DAY, 10)
+        assert not early.done()
+        assert await early == []
+        with pytest.raises(RateLimited) as limited:
+            await sessions[1].activities(0, DAY, 10)
+        assert limited.value.retry_after == 50
+        assert standin.count("/activitylist-service/") == asked + 2
 
     async def test_it_opens_after_some_failures_and_one_trial_closes_it(
         self, garmin: GarminConnect, standin: StandIn

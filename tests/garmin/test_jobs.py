@@ -242,7 +242,8 @@ class TestActivities:
             ada.account.add_activity(start, content=recording(start))
         since = (NOW - timedelta(days=10)).date().isoformat()
         assert (await ada.synced(since=since))["created"] == 1
-        assert (await ada.synced(since="2020-01-01"))["created"] == 2
+        assert (await ada.synced())["created"] == 1  # what lies before that day is still to come
+        assert (await ada.synced(since="2020-01-01"))["created"] == 1
 
     async def test_what_cannot_be_read_is_told_item_by_item_and_the_others_come(self, ada: Linked) -> None:
         add_runs(ada.account, 4)
@@ -325,6 +326,14 @@ class TestHealth:
         status = await ada.synced("health")
         assert (status["created"], status["duplicates"]) == (1, 9)
         assert (await ada.feed("health_metric"))[f"garmin-steps-{today}"]["value"] == 12000
+
+    async def test_what_lies_before_a_day_that_was_asked_for_is_still_to_come(self, ada: Linked) -> None:
+        today = NOW.date()
+        for days in (0, 8):
+            ada.account.add_day(today - timedelta(days=days))
+        assert (await ada.synced("health", since=str(today - timedelta(days=1))))["created"] == 10
+        status = await ada.synced("health")
+        assert (status["created"], status["duplicates"]) == (10, 10)
 
     async def test_the_offset_of_the_place_is_told_where_garmin_tells_it(self, ada: Linked) -> None:
         day = NOW.date()
@@ -419,6 +428,7 @@ class TestWorkouts:
             ({"type": "interval", "target": {"mood": {"min": 1, "max": 2}}}, "steps[0].target.mood"),
             ({"type": "interval", "target": {"pace": {"min": 0, "max": 2}}}, "steps[0].target.pace"),
             ({"type": "interval", "duration_seconds": "long"}, "steps[0].duration_seconds"),
+            ({"type": "interval", "steps": [{"duration_seconds": "long"}], "target": 7}, "steps[0].target"),
             ({"type": "repeat", "count": 0, "steps": [{"type": "rest"}]}, "steps[0].count"),
             (
                 {"type": "repeat", "count": 2, "steps": [{"type": "warm-up"}, {"type": "dance"}]},
@@ -437,6 +447,59 @@ class TestWorkouts:
         assert error["message"].startswith(place)
         assert [one["workoutName"] for one in ada.account.workouts.values()] == ["good"]
 
+    async def test_a_step_that_only_looks_like_a_repeat_is_one_step(self, ada: Linked) -> None:
+        await plan(ada, steps=[{"type": "interval", "duration_seconds": 60, "count": "many", "steps": "none"}])
+        status = await ada.synced("workouts")
+        assert (status["status"], status["created"]) == ("completed", 1)
+        (workout,) = ada.account.workouts.values()
+        assert workout["estimatedDurationInSecs"] == 60
+
+    async def test_a_workout_that_cannot_be_deleted_is_told_and_tried_again(
+        self, ada: Linked, standin: StandIn
+    ) -> None:
+        deleted = await plan(ada)
+        await ada.synced("workouts")
+        change = {"domain": "workout_plan", "id": deleted, "operation": "DELETE", "base_version": 1}
+        await ada.phone.call("POST", "/api/v1/sync/push", json={"changes": [change]})
+        (workout_id,) = ada.account.workouts
+        standin.trouble(f"/workout-service/workout/{workout_id}", status=403)
+        await plan(ada, name="another")
+        status = await ada.synced("workouts")
+        assert (status["status"], status["created"], status["failed"]) == ("completed", 1, 1)
+        standin.well()
+        assert (await ada.synced("workouts"))["status"] == "completed"
+        assert [one["workoutName"] for one in ada.account.workouts.values()] == ["another"]
+
+
+class TestAnotherAccount:
+    async def test_everything_begins_anew_with_it(self, ada: Linked, standin: StandIn) -> None:
+        add_runs(ada.account, 2)
+        await plan(ada)
+        await ada.synced()
+        await ada.synced("workouts")
+        other = Linked(ada.phone, standin.account())
+        long_ago = NOW - timedelta(days=60)
+        other.account.add_activity(long_ago, content=recording(long_ago), activityId=4711)
+        await link(other)
+        assert (await other.synced())["created"] == 1
+        status = await other.synced("workouts")
+        assert (status["created"], len(other.account.workouts)) == (1, 1)
+
+    async def test_the_same_one_linked_again_goes_on_where_it_was(self, ada: Linked) -> None:
+        await plan(ada, scheduled_date="2026-12-24")
+        await ada.synced("workouts")
+        assert (await ada.phone.call("DELETE", "/api/garmin/account")).json() == {"unlinked": True}
+        await link(ada)
+        assert (await ada.synced("workouts"))["duplicates"] == 1
+        assert len(ada.account.schedule) == 1
+
+    async def test_what_runs_with_the_one_before_ends(self, ada: Linked, standin: StandIn) -> None:
+        add_runs(ada.account, 20)
+        standin.slow(0.3, where="download-service")
+        await ada.start()
+        await link(Linked(ada.phone, standin.account()))
+        assert (await ada.syncs())[0]["status"] == "cancelled"
+
 
 class TestWhenGarminIsUnwell:
     async def test_it_waits_for_garmin_and_goes_on(self, ada: Linked, standin: StandIn) -> None:
@@ -445,6 +508,12 @@ class TestWhenGarminIsUnwell:
         status = await ada.synced()
         assert (status["status"], status["created"], status["failed"]) == ("completed", 6, 0)
         await ada.activities(6)
+
+    async def test_a_list_that_is_refused_for_a_moment_is_asked_for_again(self, ada: Linked, standin: StandIn) -> None:
+        add_runs(ada.account, 1)
+        standin.trouble("/activitylist-service/", status=403, times=1)
+        status = await ada.synced()
+        assert (status["status"], status["created"]) == ("completed", 1)
 
     async def test_a_lost_link_ends_it_quietly(self, ada: Linked, standin: StandIn) -> None:
         add_runs(ada.account, 20)
@@ -464,7 +533,7 @@ class TestWhenGarminIsUnwell:
         assert (await ada.phone.call("DELETE", "/v1/auth/me")).status_code in (200, 204)
 
         async def all_gone() -> bool:
-            tables = ("jobs", "activities", "cursors", "workouts", "links")
+            tables = ("jobs", "activities", "cursors", "workouts", "links", "accounts")
             left = [
                 query(edge, f"SELECT 1 FROM garmin.{name} WHERE user_id = %s", ada.phone.user_id) for name in tables
             ]
@@ -528,6 +597,12 @@ def execute(edge: Edge, statement: str, *values: object) -> None:
 def query(edge: Edge, statement: str, *values: object) -> list[Any]:
     with psycopg.connect(edge.mesh.config.database_url, autocommit=True) as connection:
         return connection.execute(statement, values).fetchall()
+
+
+async def link(to: Linked) -> None:
+    request = {"username": to.account.username, "password": to.account.password}
+    answer = await to.phone.call("POST", "/api/garmin/login", json=request)
+    assert answer.status_code == 200, answer.text
 
 
 async def linked_to(edge: Edge, other: Linked) -> Linked:
