@@ -12,14 +12,13 @@ from runtime.call import answer_headers, answer_status, current, header
 
 # So long a caller need not ask again; after it, asking costs a trip and no body.
 MAX_AGE: Final = 300
+PUBLIC: Final = f"public, max-age={MAX_AGE}"
 JSON: Final = "application/json"
 
 M = TypeVar("M", bound=Message)
 
 
-def unless_known(
-    content: bytes, *, tag: str, content_type: str = JSON, cache_control: str = f"public, max-age={MAX_AGE}"
-) -> HttpBody:
+def unless_known(content: bytes, *, tag: str, content_type: str = JSON, cache_control: str = PUBLIC) -> HttpBody:
     """A document; for a REST caller whose If-None-Match names `tag` (without quotes) only 304."""
     answer_headers(("etag", f'"{tag}"'), ("cache-control", cache_control))
     if current.get().rest and _names(header("if-none-match"), tag):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -125,7 +126,11 @@ class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
         code = grpc.StatusCode.CANCELLED
         try:
             call = await continuation(details, request)
-            code = await call.code()
+            try:
+                code = await call.code()
+            except asyncio.CancelledError:
+                call.cancel()  # whoever waits for its code is not taken for its caller
+                raise
             return call
         finally:
             span.end(code)
