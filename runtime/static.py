@@ -9,7 +9,7 @@ from typing import Final
 
 from google.api.httpbody_pb2 import HttpBody
 
-from runtime.caching import unless_known
+from runtime.caching import MAX_AGE, unless_known
 from runtime.call import answer_headers
 from runtime.errors import Failure, Reason
 
@@ -38,10 +38,17 @@ class StaticFile:
 class StaticFiles:
     """Files by their names, the same until the server is started anew."""
 
-    def __init__(self, files: Mapping[str, bytes], *, headers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        *,
+        headers: tuple[tuple[str, str], ...] = (),
+        cache_control: str = f"public, max-age={MAX_AGE}",
+    ) -> None:
         """`headers` go with every answer, such as a content security policy."""
         self._files = {name: _static_file(name, content) for name, content in files.items()}
         self._headers = (*headers, ("x-content-type-options", "nosniff"))
+        self._cache_control = cache_control
 
     def answer(self, name: str) -> HttpBody:
         """A file, or 304 for a REST caller that has it already. Raises Failure(NOT_FOUND)."""
@@ -49,7 +56,9 @@ class StaticFiles:
             raise Failure(Reason.NOT_FOUND, "There is no such file.")
         file = self._files[name]
         answer_headers(*self._headers)
-        return unless_known(file.content, tag=file.tag, content_type=file.content_type)
+        return unless_known(
+            file.content, tag=file.tag, content_type=file.content_type, cache_control=self._cache_control
+        )
 
 
 def _static_file(name: str, content: bytes) -> StaticFile:

@@ -24,7 +24,7 @@ from services.health.devices_store import DeviceStore
 from services.health.domain import PROBE_TIMEOUT, Mesh, Part
 from services.health.outcomes_domain import Outcomes
 from services.health.outcomes_store import OutcomeStore
-from services.health.page_domain import DIRECTORY, read_page
+from services.health.page_files import read_page
 from services.health.page_servicer import PageServicer
 from services.health.reference_files import read_reference
 from services.health.reference_servicer import ReferenceServicer
@@ -79,7 +79,7 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         await stack.enter_async_context(sweeping(sweeps.round, config.sweep_interval))
         servicer = HealthServicer(Mesh(parts), outcomes, sync_health, devices, watches)
         satchel_health_pb2_grpc.add_HealthServiceServicer_to_server(servicer, server)
-        page_pb2_grpc.add_PageServiceServicer_to_server(PageServicer(read_page(DIRECTORY)), server)
+        page_pb2_grpc.add_PageServiceServicer_to_server(PageServicer(read_page()), server)
         reference_pb2_grpc.add_ReferenceServiceServicer_to_server(ReferenceServicer(read_reference()), server)
         yield
 
