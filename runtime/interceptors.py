@@ -528,7 +528,10 @@ def _peer(peer: str) -> str:
 
 def _paces_itself(call: Call) -> bool:
     """Whether a service calls, as itself or in a user's name: that spends nothing of what the user may."""
-    return call.principal is not None and (call.principal.role == "service" or bool(call.principal.actor))
+    if call.principal is None:
+        return False
+    # Without a token it is the single user, in whose name this service acts, and who may do no more than others.
+    return call.principal.role == "service" or (bool(call.principal.actor) and "authorization" in call.metadata)
 
 
 async def _send_headers(call: Call, context: ServicerContext[Any, Any]) -> None:

@@ -103,7 +103,7 @@ class Imports:
         contents = Contents(handed.file, self._limits, self._spools.temporary)
         imported, found = Imported(), contents.found()
         while (one := await asyncio.to_thread(_next, found)) is not None:
-            imported.receipts.append(await self._add(caller, one))
+            imported.receipts.append(await self._add(caller, one, until))
             if self._monotonic() > until:
                 break
         else:
@@ -111,7 +111,7 @@ class Imports:
         imported.ignored = contents.ignored
         return imported
 
-    async def _add(self, caller: Principal, found: Found) -> ImportReceipt:
+    async def _add(self, caller: Principal, found: Found, until: float) -> ImportReceipt:
         if found.failure is not None:
             return ImportReceipt(filename=found.name, failure=found.failure)
         recording = Recording(filename=_filename(found.name), data=found.data)
@@ -121,9 +121,11 @@ class Imports:
             except Failure as failure:
                 if failure.reason in _ITS_OWN:
                     return ImportReceipt(filename=found.name, failure=failure)
-                if failure.reason is not Reason.UNAVAILABLE or not tries_left:
+                pause = failure.retry_after or 1.0
+                # Not beyond the time of the call: the edge would end it without a word of this.
+                if failure.reason is not Reason.UNAVAILABLE or not tries_left or self._monotonic() + pause > until:
                     raise
-                await self._sleep(failure.retry_after or 1.0)
+                await self._sleep(pause)
         raise AssertionError("the last try returns or raises")
 
 

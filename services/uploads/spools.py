@@ -35,6 +35,8 @@ class Spool:
         """Adds to its end. Raises Failure(UNAVAILABLE) when there is no room."""
         try:
             self.file.write(data)
+            # Not when it is read, where a full disk would look like a damaged archive.
+            self.file.flush()
         except OSError as error:
             raise _full(error) from None
 

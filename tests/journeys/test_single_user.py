@@ -248,6 +248,21 @@ async def test_an_administrators_rights_are_not_lent(own_edge: Callable[..., Awa
     assert "token_exchanged" in {one["kind"] for one in events}  # who acts for somebody leaves a trace
 
 
+async def test_calls_without_a_token_spend_what_a_user_may(
+    own_edge: Callable[..., Awaitable[Edge]],
+) -> None:
+    edge = await own_edge(single_user=EMAIL, bind="127.0.0.1", rate_limits="on")
+    phone = await edge.phone(email=EMAIL)
+
+    async def known() -> bool:
+        return (await steps(edge)).status_code == 200
+
+    await until(known)
+    by_token = int((await phone.call("GET", "/health_metrics")).headers["ratelimit-remaining"])
+    without = await steps(edge)
+    assert int(without.headers["ratelimit-remaining"]) == by_token - 1
+
+
 ALLOWED = {"SATCHEL_SINGLE_USER_ANYWHERE": "on"}
 
 

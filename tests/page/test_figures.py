@@ -81,6 +81,21 @@ async def test_the_window_is_changed_and_the_plots_with_it(desk: Tab, tenant: Te
     assert (await row.locator("td").all_inner_texts())[:4] == ["4", "0", "100", "9"]
 
 
+async def test_a_cursor_on_a_plot_outlives_a_change_of_the_window(desk: Tab, tenant: Tenant) -> None:
+    page = desk.page
+    await tenant.report(await tenant.phone(), syncs=4)
+    title = page.locator("#plots h3").first
+    await page.get_by_label("7 d").check()
+    await expect(title).to_have_text("Syncs per hour")
+    await page.locator("#plots .plot").first.hover()
+    await expect(page.locator("#plots .cursor")).to_have_count(3)
+    # By no pointer, which would leave the plot.
+    await page.get_by_label("1 h").evaluate("choice => choice.click()")
+    await expect(title).to_have_text("Syncs per minute")
+    await expect(page.locator("#plots .reading").first).to_contain_text("4 syncs")
+    await expect(page.locator("#plots .state")).to_be_empty()
+
+
 async def test_while_nothing_reaches_it_the_page_says_so_and_comes_back(new_tab: NewTab, tenant: Tenant) -> None:
     tab, phone = await new_tab(), await tenant.phone()
     page = tab.page

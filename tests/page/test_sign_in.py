@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -122,6 +123,35 @@ async def test_an_expired_token_is_refreshed_without_a_word(new_tab: NewTab, ten
     assert len(refreshes) == 1, "all calls wait for one"
     assert (await kept(tab))["refresh_token"] != before["refresh_token"]
     assert set(tab.complaints) == {REFUSED}
+
+
+async def test_who_signs_out_while_a_token_is_refreshed_stays_signed_out(new_tab: NewTab, tenant: Tenant) -> None:
+    tab = await new_tab()
+    page = tab.page
+    await tab.open()
+    await tab.sign_in(tenant.boss.email)
+    await expect(page.locator("#live")).to_have_attribute("data-state", "live")
+    await keep(tab, access_token=expired(tenant.edge, (await kept(tab))["access_token"]))
+    leaving, refreshed, used = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def refresh(route: Route) -> None:
+        await leaving.wait()
+        await route.continue_()
+        refreshed.set()
+
+    async def sign_out(route: Route) -> None:
+        leaving.set()
+        await used.wait()
+        await route.continue_()
+
+    await page.route("**/v1/auth/refresh", refresh)
+    await page.route("**/v1/auth/signout", sign_out)
+    page.on("request", lambda one: used.set() if refreshed.is_set() and "/api/v1/" in one.url else None)
+    async with page.expect_request("**/v1/auth/refresh"):
+        await page.reload()
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_label("E-mail")).to_be_visible()
+    assert await page.evaluate("() => sessionStorage.length") == 0
 
 
 async def test_a_sign_in_that_has_ended_is_renewed_over_the_view(new_tab: NewTab, tenant: Tenant) -> None:

@@ -12,6 +12,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -539,14 +540,17 @@ def harmless(data: bytes, directory: Path) -> list[Found]:
 class Busy:
     """Recordings that the server takes when it was asked often enough."""
 
-    def __init__(self, refusals: int) -> None:
+    def __init__(self, refusals: int, *, pause: float = 5.0) -> None:
         self._refusals = refusals
+        self._pause = pause
+        self.asked = 0
         self.names: list[str] = []
 
     async def add(self, _: Principal, recording: Recording) -> Added:
+        self.asked += 1
         if self._refusals:
             self._refusals -= 1
-            raise Failure(Reason.UNAVAILABLE, retry_after=5)
+            raise Failure(Reason.UNAVAILABLE, retry_after=self._pause)
         self.names.append(recording.filename)
         raise invalid("file", "is enough for this test")
 
@@ -558,7 +562,7 @@ async def imported(tmp_path: Path, busy: Busy) -> tuple[Any, list[float]]:
         paused.append(seconds)
 
     limits = ArchiveLimits()
-    imports = Imports(busy, Spools(tmp_path), limits, monotonic=lambda: 0.0, sleep=sleep)  # type: ignore[arg-type]
+    imports = Imports(busy, Spools(tmp_path), limits, monotonic=lambda: sum(paused), sleep=sleep)  # type: ignore[arg-type]
     caller = Principal(user_id=uuid4(), sign_in_id=uuid4(), tenant_id=1, role="user", tier="free")
     return await imports.add(caller, Spool(io.BytesIO(WHOLE))), paused
 
@@ -568,6 +572,14 @@ async def test_a_server_that_is_busy_is_asked_again_and_no_recording_is_lost(tmp
     outcome, paused = await imported(tmp_path, busy)
     assert (busy.names, len(outcome.receipts), outcome.complete) == (["a.gpx", "b.gpx"], 2, True)
     assert paused == [5] * (TRIES - 1)
+
+
+async def test_a_server_that_is_busy_for_longer_than_a_call_goes_on_ends_it(tmp_path: Path) -> None:
+    busy = Busy(TRIES - 1, pause=100.0)
+    with pytest.raises(Failure) as caught:
+        await imported(tmp_path, busy)
+    assert (caught.value.reason, caught.value.retry_after) == (Reason.UNAVAILABLE, 100.0)
+    assert busy.asked == 3, "at 0, 100 and 200 seconds of 240"
 
 
 async def test_a_server_that_stays_away_ends_the_call(tmp_path: Path) -> None:
@@ -590,7 +602,10 @@ def test_there_are_places_for_a_few_users(tmp_path: Path) -> None:
         one.__exit__(None, None, None)
 
 
-def test_a_disk_that_is_full_is_said_to_be(tmp_path: Path) -> None:
-    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(Failure) as caught:
-        Spool(full).put(b"x")
-    assert caught.value.reason is Reason.UNAVAILABLE
+@pytest.mark.parametrize("buffering", [0, 8192])
+def test_a_disk_that_is_full_is_said_to_be(buffering: int) -> None:
+    # What is left in the buffer meets the disk again when the file is closed.
+    with suppress(OSError), Path("/dev/full").open("wb", buffering=buffering) as full:
+        with pytest.raises(Failure) as caught:
+            Spool(full).put(b"x")
+        assert caught.value.reason is Reason.UNAVAILABLE

@@ -30,6 +30,7 @@ export class Decision {
     try {
       this.#show(place, await this.#session.json(`/api/v1/sync/conflicts/${encodeURIComponent(conflict.id)}`));
     } catch (error) {
+      if (!place.isConnected) return; // another conflict is shown by now
       fill(place);
       say(this.#problem, error.message);
     }
@@ -77,17 +78,20 @@ export class Decision {
     try {
       const path = `/api/v1/sync/conflicts/${encodeURIComponent(conflict.id)}/resolve`;
       const { winning_version, version } = await this.#session.json(path, { method: "POST", body });
-      this.#end(`${conflict.mobile_id}: ${WINNERS[winning_version] ?? winning_version}, at version ${version}.`);
+      this.#end(place, `${conflict.mobile_id}: ${WINNERS[winning_version] ?? winning_version}, at version ${version}.`);
     } catch (error) {
-      if (error.status === 409 || error.status === 404) return this.#end(`${conflict.mobile_id}: somebody else has decided it.`);
+      if (error.status === 409) return this.#end(place, `${conflict.mobile_id}: somebody else has decided it.`);
+      if (error.status === 404) return this.#end(place, `${conflict.mobile_id}: there is no such conflict any more.`);
+      if (!place.isConnected) return;
       const fields = error.details?.map((one) => one.field).filter(Boolean).join(", ");
       say(this.#problem, fields ? `${error.message} (${fields})` : error.message);
       for (const button of buttons) button.disabled = false;
     }
   }
 
-  #end(text) {
-    this.#dialog.close();
+  #end(place, text) {
+    // Unless another conflict has been opened meanwhile.
+    if (place.isConnected) this.#dialog.close();
     this.#decided(text);
   }
 }

@@ -47,6 +47,7 @@ export class Devices {
   }
 
   #show({ devices, total, next_page_token, app_versions }) {
+    if (!devices.length && this.#pages.token) return this.#restart();
     const focused = document.activeElement?.closest?.("[data-key]")?.dataset.key;
     this.#table.hidden = !devices.length;
     this.#none.hidden = devices.length > 0;

@@ -50,6 +50,7 @@ export class Plot {
   show(title, buckets, step) {
     this.#buckets = buckets;
     this.#step = step;
+    if (this.#cursor >= buckets.length) this.#cursor = null; // a window with fewer of them
     say(this.#title, title);
     this.#handle.setAttribute("aria-label", `${title}: read it by time with the arrow keys`);
     this.#handle.setAttribute("aria-valuemax", String(Math.max(0, buckets.length - 1)));

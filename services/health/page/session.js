@@ -1,6 +1,8 @@
 // Owns the sign-in: its tokens, which only this tab keeps, and every call that is made with them.
 
 const KEY = "satchel.tokens";
+// A server that is away keeps nobody at a desk that was left.
+const GOODBYE = 5_000;
 
 /** A call that did not succeed, in words for people. */
 export class CallError extends Error {
@@ -54,11 +56,12 @@ export class Session extends EventTarget {
     this.#renewed = null;
   }
 
-  /** Ends the sign-in here and on the server. */
+  /** Ends the sign-in here, whatever comes of it on the server. */
   async signOut() {
     const token = this.#tokens?.access_token;
     this.#keep(null);
-    if (token) await send("/v1/auth/signout", { method: "POST", body: {}, token }).catch(() => {});
+    const signal = AbortSignal.timeout(GOODBYE);
+    if (token) await send("/v1/auth/signout", { method: "POST", body: {}, token, signal }).catch(() => {});
   }
 
   /** The answer of a call as JSON. Throws CallError. */
@@ -84,11 +87,13 @@ export class Session extends EventTarget {
   }
 
   async #exchange() {
+    const before = this.#tokens;
     try {
-      const body = { refresh_token: this.#tokens?.refresh_token ?? "" };
+      const body = { refresh_token: before?.refresh_token ?? "" };
       const answer = await send("/v1/auth/refresh", { method: "POST", body });
       const { access_token, refresh_token } = await answer.json();
-      this.#keep({ ...this.#tokens, access_token, refresh_token });
+      // Who has signed out meanwhile stays so.
+      if (this.#tokens === before) this.#keep({ ...before, access_token, refresh_token });
     } catch (error) {
       if (error.status !== 401 && error.status !== 400) throw error;
       await this.#ended();
