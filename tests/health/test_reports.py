@@ -75,7 +75,7 @@ async def test_a_report_is_counted_by_minute_by_device_and_by_hour_of_the_device
         (1, 31, "journal", 9),
         (2, 30, "", 0),
     ]
-    one, other, elsewhere = await rows(db, "devices")
+    one, elsewhere, other = await rows(db, "devices")
     assert [one[name] for name in NAMES] == [2 * counted[name] for name in NAMES]
     assert one["last_sync_time"] == NOW + timedelta(seconds=50)
     assert (other["device_id"], other["syncs"], other["last_sync_time"]) == ("b", 1, NOW - timedelta(hours=1))
