@@ -257,7 +257,7 @@ SENSELESS = [
 ]
 
 
-@pytest.mark.parametrize("senseless", SENSELESS, ids=str)
+@pytest.mark.parametrize("senseless", SENSELESS, ids=range(len(SENSELESS)))
 async def test_an_outcome_that_makes_no_sense_is_dropped_and_its_neighbours_count(
     db: Database, senseless: pb.Outcome
 ) -> None:
