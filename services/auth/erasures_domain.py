@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from services.auth.deletions_store import DeletionStore
     from services.auth.erasures_store import ErasureStore
 
-# After so long a replica that has taken an erasure up is believed to be gone; longer than all calls of an attempt.
-CLAIM: Final = timedelta(seconds=180)
+# After so long a replica that has taken an erasure up, and begun no further call for it, is believed to be gone; longer
+# than any call.
+CLAIM: Final = timedelta(seconds=45)
 # After the first time it is done again: once when calls that were let in before every service knew of the deletion have
 # ended, and once when the last access token is dead, for a service that could not be told meanwhile.
 AGAIN_AFTER: Final = (timedelta(seconds=30), timedelta(seconds=ACCESS_TOKEN_SECONDS + 60))
@@ -63,7 +64,7 @@ class Erasures:
         """Takes up all that is due; what fails is put off, longer each time. Raises when the database is away."""
         while erasure := await self._store.take(self._now(), CLAIM):
             began = self._now()
-            if not await self._erased_everywhere(erasure.account_id):
+            if not await self._erased_everywhere(erasure):
                 until = self._now() + pause_after(erasure.attempts)
                 await self._store.put_off(erasure.account_id, until, attempts=erasure.attempts + 1)
                 continue
@@ -75,10 +76,11 @@ class Erasures:
             else:
                 await self._store.put_off(erasure.account_id, again, attempts=0)
 
-    async def _erased_everywhere(self, account_id: UUID) -> bool:
+    async def _erased_everywhere(self, erasure: Erasure) -> bool:
         """Has each service erase what it has. False: some could not; what the others have has gone all the same."""
-        failed = False
+        account_id, failed = erasure.account_id, False
         for erase in self._elsewhere:
+            await self._store.put_off(account_id, self._now() + CLAIM, attempts=erasure.attempts)
             try:
                 await self._receipts.note(account_id, await erase(account_id))
             except Exception as error:  # whatever it was, it is tried again until it is done

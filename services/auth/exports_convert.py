@@ -62,7 +62,8 @@ def _shown(item: Header | Account | Line | Footer) -> Mapping[str, Any]:
             }
         case Line():
             # As in the lists: a number beyond 2^53 is another one to many who read JSON.
-            return {"type": item.type, **item.values, "id": str(item.values["id"])}
+            named = {"id": str(item.values["id"])} if "id" in item.values else {}
+            return {"type": item.type, **item.values, **named}
         case Footer():
             return {"end": True, **item.counts}
 
