@@ -95,7 +95,8 @@ function envoy_on_response(handle)
   local known = handle:streamInfo():dynamicMetadata():get(SPACE) or {}
   local failed = tonumber(handle:headers():get(":status")) >= 400
   local text = ""
-  local unchanged = handle:headers():get("x-http-status") == "304"
+  -- A streamed answer of this kind has no message at all.
+  local unchanged = handle:headers():get("x-http-status") == "304" and not handle:metadata():get("streamed")
   if (known.head or (unchanged and not known.native)) and not failed then
     -- The service does not know that nobody reads it.
     handle:body(true):setBytes("")

@@ -180,7 +180,7 @@ async def test_reuse_of_a_token_is_told_to_its_owner(database_url: str, tmp_path
         token = account.refresh_token
         for _ in range(2):
             token = (await one.accounts.Refresh(auth_pb2.RefreshRequest(refresh_token=token))).refresh_token
-        with pytest.raises(Exception, match="ended"):
+        with pytest.raises(Exception, match="revoked"):
             await one.accounts.Refresh(auth_pb2.RefreshRequest(refresh_token=account.refresh_token))
         other = await guest.sign_in(account.user.email)
         request = security_events_pb2.ListSecurityEventsRequest(kind="token_reused")

@@ -246,7 +246,7 @@ async def test_without_the_database_services_say_so_to_who_asks_and_phones_are_t
             account = {"email": "ada@example.com", "password": "correct horse battery"}
             return await mesh.edge.http.post("/v1/auth/signin", json=account)
 
-        for _ in range(30):  # for longer than the edge takes to find a process ill
+        for _ in range(8):  # for longer than the edge takes to find a process ill
             answer = await refusal()
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "UNAVAILABLE")
             assert answer.headers["retry-after"] == "1"

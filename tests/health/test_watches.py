@@ -243,7 +243,7 @@ def watches(store: Store, **given: Any) -> Watches:
 def watch() -> Watch:
     async def nothing(_: str = "") -> None: ...
 
-    return Watch(recheck=nothing, count=nothing, cut=lambda: None, draining=asyncio.Event())
+    return Watch(recheck=nothing, count=nothing, cut=lambda: None, synced=lambda *_: None, draining=asyncio.Event())
 
 
 class TestTogether:

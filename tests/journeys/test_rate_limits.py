@@ -165,8 +165,12 @@ class TestLimits:
         # What ends the account comes last.
         for policy, rule in sorted(doors, key=lambda door: (door[1].verb, door[1].path) == ("DELETE", "/v1/auth/me")):
             path = filled(rule.path)
-            answer = await phone.call(rule.verb, path, json={"scope": "others"} if rule.verb != "GET" else None)
-            assert answer.status_code < 500, answer.text
+            if policy.events:  # which have no end
+                async with edge.http.stream(rule.verb, path, headers=phone.headers) as answer:
+                    assert answer.status_code == 200
+            else:
+                answer = await phone.call(rule.verb, path, json={"scope": "others"} if rule.verb != "GET" else None)
+                assert answer.status_code < 500, answer.text
             limit = limit_headers(answer)[0]
             assert limit in {one.count for one in policy.limits}, path
 
