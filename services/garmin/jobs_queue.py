@@ -34,6 +34,8 @@ _HOURLY: Final = "17 * * * *"
 _POLL: Final = 2.0
 # Seconds that running jobs get to come to the end of an item when the process stops.
 _GRACE: Final = 4.0
+# Seconds for what a worker does when it has nothing to carry out any more.
+_UNTIL_ENDED: Final = 3.0
 _RESTART: Final = 1.0
 _KEPT_HOURS: Final = 24
 _SEARCH_PATH: Final = f"SELECT set_config('search_path', '{SCHEMA}', true)"
@@ -172,5 +174,8 @@ async def _worked(app: procrastinate.App, queue: str, options: Any) -> None:
 
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with suppress(asyncio.CancelledError, Exception):  # what it could not finish, another process takes up
-        await task
+    # Not for ever: where the database has just been away, the library may miss that it is to stop. What it could not
+    # finish, another process takes up.
+    _, late = await asyncio.wait({task}, timeout=_GRACE + _UNTIL_ENDED)
+    if late:
+        logger().warning("a worker of the queue does not end", worker=task.get_name())
