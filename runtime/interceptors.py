@@ -280,7 +280,8 @@ class _Guard:
             reason = Reason[outcome.reason] if outcome.reason else None
             self._contract.synced(call, self._sync, seconds=seconds, reason=reason)
         # Probes and the services' talk among themselves are many and say nothing while they go well.
-        routine = self._policy.service.startswith("grpc.") or (_paces_itself(call) and outcome.reason is None)
+        among_services = call.principal is not None and call.principal.role == "service"
+        routine = self._policy.service.startswith("grpc.") or (among_services and outcome.reason is None)
         log_rpc(
             routine,
             method=self._policy.method,

@@ -25,7 +25,7 @@ async def test_a_tenant_without_a_sync_is_told_that_there_is_no_data_yet(desk: T
         "uploads": "No upload is on its way.",
     }.items():
         await expect(page.locator(f"#{section}").get_by_text(text)).to_be_visible()
-    await expect(page.locator("#mesh li")).to_have_count(8)
+    await expect(page.locator("#mesh li")).to_have_count(9)
     await expect(page.locator("#mesh .badge[data-state=critical]")).to_have_count(0)
 
 
