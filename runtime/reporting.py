@@ -48,8 +48,12 @@ class Reporter:
             await asyncio.sleep(pause * _chance.uniform(0.8, 1.2))
             pause = INTERVAL if await self.flush() else min(2 * pause, LONGEST_PAUSE)
 
-    async def flush(self) -> bool:
-        """Reports all that is noted. False: not all of it could be, and is kept."""
+    async def flush(self, *, last: bool = False) -> bool:
+        """Reports all that is noted. False: not all of it could be, and is kept.
+
+        `last`: nobody has to hear that it could not, for there will be no other time.
+        """
+        self._failing = self._failing or last
         while self._batch is not None or self._outcomes.waiting:
             if self._batch is None:
                 self._number += 1
@@ -98,4 +102,4 @@ async def reporting(config: Config, name: str) -> AsyncIterator[Outcomes]:
                 await task
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORD):
-                    await reporter.flush()
+                    await reporter.flush(last=True)

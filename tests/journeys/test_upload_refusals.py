@@ -628,7 +628,7 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         "name",
-        ["{id}", "{id}.pdf", "{id}.txt.txt", "x", "..%2f..%2fetc%2fpasswd", "%2e%2e", "{unknown}.txt", "{id}%00"],
+        ["{id}", "{id}.pdf", "{id}.txt.txt", "x", "..%2f..%2fetc%2fpasswd", "%2e%2e/x", "{unknown}.txt", "{id}%00"],
     )
     async def test_what_is_no_files_name_is_not_found(self, phone: Phone, name: str) -> None:
         file_id = await stored(phone, text(10))
