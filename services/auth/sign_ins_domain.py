@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4
 
 from runtime.addresses import network_of
@@ -35,8 +35,6 @@ TOKEN_KEY_BYTES: Final = 32
 REVOCATION_OVERLAP: Final = timedelta(seconds=30)
 
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
-
-SignOutScope = Literal["this", "others", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from satchel.auth.v1 import auth_pb2
+from satchel.health.v1 import health_pb2 as mesh_pb2
+from satchel.health.v1 import health_pb2_grpc as mesh_pb2_grpc
 
 from deploy.parts import Child, running
 from deploy.postgres import postgres_part
@@ -27,9 +29,10 @@ from deploy.redis import redis_part
 from deploy.sockets import free_port
 from runtime.config import SERVICES, Config
 from runtime.readiness import ALIVE
+from runtime.server import serving
 from services.health.domain import Mesh as Parts
 from services.health.domain import Part
-from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from tests.conftest import ALL, Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import Phone
 from tests.health.reports import new_tenant
 from tests.polling import until
@@ -326,3 +329,12 @@ async def test_what_phones_can_do_without_does_not_alarm(mesh: Mesh) -> None:
     await mesh.until_well()
     health = await health_after(phone, 4)
     assert (health["health_status"], health["alerts"]) == ("healthy", [])
+
+
+async def test_a_connector_that_is_not_run_at_all_is_off_and_not_missed(database_url: str, tmp_path: Path) -> None:
+    config = config_for(tmp_path / "home", database_url=database_url, garmin_address="")
+    others = {name: service for name, service in ALL.items() if name != "garmin"}
+    async with serving(config, others), grpc.aio.insecure_channel(config.address("health")) as channel:
+        answer = await mesh_pb2_grpc.HealthServiceStub(channel).CheckMesh(mesh_pb2.CheckMeshRequest(), timeout=10)
+    assert answer.status == "ok"
+    assert {part.name: part.state for part in answer.parts}["garmin"] == "off"
