@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from socketserver import ThreadingMixIn
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -58,6 +58,7 @@ BACKLOG_AGE: Final = Gauge("backlog_age_seconds", "Age of the oldest item that w
 BACKLOG_ERRORS: Final = Counter("backlog_look_errors", "Failed attempts to see what waits.", ["queue"])
 BLOB_WRITTEN: Final = Counter("blob_written_bytes", "Bytes of uploads that were stored.")
 BLOB_READ: Final = Counter("blob_read_bytes", "Bytes of files that were read for callers.")
+LINES_LOST: Final = Counter("log_lines_lost", "Lines of the log that could not be written.")
 OUTCOMES_REPORTED: Final = Counter("outcomes_reported", "Rows of outcomes that the health service has taken.")
 OUTCOMES_DROPPED: Final = Counter("outcomes_dropped", "Outcomes that no figure counts: no room, or no sense.")
 OUTCOME_ERRORS: Final = Counter("outcome_report_errors", "Attempts to report outcomes that failed.")
@@ -75,7 +76,7 @@ def log_to_stderr(service: str, level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(serializer=_dumps),
         ],
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _lines)),
     )
     structlog.contextvars.bind_contextvars(service=service)
     _lines.level, _lines.service = logging.getLevelNamesMapping()[level.upper()], service
@@ -94,15 +95,24 @@ def log_rpc(routine: bool, **event: Any) -> None:
 
 
 class _Lines:
-    """Where log lines go, once `log_to_stderr` has said so."""
+    """Where log lines go, once `log_to_stderr` has said so.
+
+    A line that nobody takes (a full disk, a reader who has gone) is lost and counted: what it tells of goes on.
+    """
 
     level = logging.INFO
     service = ""
 
     def write(self, line: bytes) -> None:
         """A whole line in one write, so that lines of processes that share a file do not mix."""
-        sys.stderr.buffer.write(line)
-        sys.stderr.buffer.flush()
+        try:
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
+        except (OSError, ValueError):  # ValueError: it is closed
+            LINES_LOST.inc()
+
+    def flush(self) -> None:
+        """Nothing waits here."""
 
 
 _lines: Final = _Lines()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -25,7 +27,7 @@ from runtime.interceptors import ContractInterceptor
 from runtime.keys import SigningKey, signing_keys
 from runtime.limits import RateLimiter
 from runtime.outcomes import Outcomes
-from runtime.telemetry import RPC_ACTIVE
+from runtime.telemetry import RPC_ACTIVE, log_to_stderr
 
 SERVICE = "test.v1.TestService"
 KINDS = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
@@ -197,6 +199,20 @@ async def test_a_bug_is_internal_and_its_text_stays_here(kind: str) -> None:
         assert error.code() is grpc.StatusCode.INTERNAL
         assert "SELECT" not in str(error)
         assert await calls.call(kind, b"on") != []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_is_answered_though_the_log_takes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with suppress(BrokenPipeError), open(writing, "w") as nobody_reads:
+        async with wire() as calls:
+            monkeypatch.setattr(sys, "stderr", nobody_reads)
+            log_to_stderr("tests", "warning")
+            error = await calls.refusal(kind, b"?", timeout=10)
+            monkeypatch.undo()
+            log_to_stderr("tests", "warning")
+            assert error.code() is grpc.StatusCode.INTERNAL
 
 
 @pytest.mark.parametrize("kind", KINDS)
