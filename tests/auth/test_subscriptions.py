@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from satchel.auth.v1 import auth_pb2, auth_pb2_grpc, subscriptions_pb2, subscriptions_pb2_grpc
 
+from deploy.parts import running
 from runtime.clock import utc_now
 from runtime.config import Config, ConfigError
 from runtime.server import serving
@@ -32,7 +33,7 @@ from runtime.tiers import read_tiers
 from services.auth.accounts import NO_SUBSCRIPTION, Subscription
 from services.auth.app import service as auth
 from services.auth.subscriptions_domain import StoreEvent, subscriptions
-from tests.conftest import Edge, config_for, edge_of
+from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import PASSWORD, Phone, puzzle_session
 from tests.journeys.test_bad_input import NO_OBJECT
 
@@ -50,16 +51,12 @@ BRACED = "{6f9619ff-8b86-4d01-b42d-00cf4fc964ff}"
 async def store_edge(
     new_database: Any, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Edge]:
-    """A mesh that knows stores."""
+    """A mesh that knows stores. In a process of its own: not all tests here leave this one's loop its turn."""
     directory = tmp_path_factory.mktemp("stores")
-    config = config_for(
-        directory / "home",
-        database_url=new_database(),
-        redis_url=redis_url,
-        webhook_secret=f"{SECRET}, {NEXT_SECRET}",
-        revenuecat_authorization=AGREED,
-    )
-    async with edge_of(config, directory) as edge:
+    config = config_for(directory / "home", database_url=new_database(), redis_url=redis_url)
+    stores = {"webhook_secret": f"{SECRET}, {NEXT_SECRET}", "revenuecat_authorization": AGREED}
+    async with running(service_part("all", config, directory, **stores)), envoy_for(config, directory) as edge:
+        await until_healthy(edge)
         yield edge
 
 
