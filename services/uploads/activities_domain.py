@@ -10,6 +10,7 @@ from runtime.call import Principal
 from runtime.errors import Failure, Reason
 from services.uploads.activity_summary import Kind, record_of
 from services.uploads.uploads_domain import Asked
+from services.uploads.wholes_domain import ACTIVITY
 
 if TYPE_CHECKING:
     from services.uploads.activity_parsing import ActivityParsing
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from services.uploads.streamed_domain import Streamed
     from services.uploads.uploads_domain import Upload, Uploads
     from services.uploads.uploads_store import UploadStore
+    from services.uploads.wholes_domain import Wholes
 
-DOMAIN: Final = "activity"
 _MIME_TYPES: Final = {
     Kind.FIT: "application/vnd.ant.fit",
     Kind.GPX: "application/gpx+xml",
@@ -57,6 +58,7 @@ class Activities:
         self,
         store: UploadStore,
         uploads: Uploads,
+        wholes: Wholes,
         digests: Digests,
         streamed: Streamed,
         finalizer: Finalizer,
@@ -66,6 +68,7 @@ class Activities:
     ) -> None:
         self._store = store
         self._uploads = uploads
+        self._wholes = wholes
         self._digests = digests
         self._streamed = streamed
         self._finalizer = finalizer
@@ -89,12 +92,17 @@ class Activities:
             mime_type=_MIME_TYPES[summary.kind],
             file_hash=digest.hex(),
         )
+        data = record_of(summary)
+        file = await self._wholes.keep(caller, asked, recording.data, data)
+        if file is not None:
+            return Added(upload=file, file_url=self._links.url(file), data=data, created=True)
+        # The same bytes are a file that was no activity, or somebody is sending them in chunks.
         upload = await self._uploads.start(caller, asked)
         if upload.status == "active":
             await self._streamed.content(upload, 0, _whole(recording.data))
         if upload.status != "completed":
             await self._finalizer.finalize(caller, str(upload.id))
-        return await self._note(upload, record_of(summary))
+        return await self._note(upload, data)
 
     async def _note(self, upload: Upload, data: dict[str, Any]) -> Added:
         async with self._store.hold(upload.id) as held:
@@ -104,7 +112,7 @@ class Activities:
             created = file.activity is None
             if created:
                 await held.set_activity(data)
-                await self._outbox.tell(held.connection, file, DOMAIN, data)
+                await self._outbox.tell(held.connection, file, ACTIVITY, data)
         self._outbox.look()
         return Added(upload=file, file_url=self._links.url(file), data=file.activity or data, created=created)
 

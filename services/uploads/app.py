@@ -42,6 +42,7 @@ from services.uploads.streamed_domain import Streamed
 from services.uploads.sweeps_domain import Sweeps
 from services.uploads.uploads_domain import Uploads
 from services.uploads.uploads_store import UploadStore
+from services.uploads.wholes_domain import Wholes
 
 # Seconds between two looks at whether the store of files answers; a bucket wants money for each.
 BLOBS_INTERVAL: Final = 5.0
@@ -75,7 +76,8 @@ async def service(config: Config, server: grpc.aio.Server) -> AsyncIterator[None
         files = Files(store, blobs, links, outbox, now=utc_now)
         await stack.enter_async_context(finalizer.running())
         parsing = await stack.enter_async_context(activity_parsing())
-        activities = Activities(store, uploads, digests, streamed, finalizer, parsing, links, outbox)
+        wholes = Wholes(store, blobs, uploads, links, outbox, outcomes=outcomes)
+        activities = Activities(store, uploads, wholes, digests, streamed, finalizer, parsing, links, outbox)
         sweeps = Sweeps(store, blobs, digests, outcomes=outcomes, now=utc_now)
         await stack.enter_async_context(sweeping(sweeps.round, config.sweep_interval))
         imports = Imports(activities, Spools(config.home / "spool"), limits.archives, monotonic=time.monotonic)

@@ -60,6 +60,10 @@ class Blobs(Protocol):
         """
         ...
 
+    async def put(self, file_id: UUID, data: bytes | memoryview) -> None:
+        """Stores a file that is all there, as a whole or not at all. Durable when it returns."""
+        ...
+
     async def discard(self, upload_id: UUID) -> None:
         """Removes what there is of the upload."""
         ...

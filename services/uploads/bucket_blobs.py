@@ -94,6 +94,13 @@ class BucketBlobs:
         if found != size:
             raise BlobMissing(f"the upload has {found} bytes, not {size}")
 
+    async def put(self, file_id: UUID, data: bytes | memoryview) -> None:
+        async def content() -> AsyncIterator[bytes]:
+            for at in range(0, len(data), PIECE):
+                yield bytes(data[at : at + PIECE])
+
+        await self._put_file(_file(file_id), content(), len(data))
+
     async def discard(self, upload_id: UUID) -> None:
         async for page in self._pages(f"uploads/{upload_id}"):
             await self._delete([path for path, _ in page])

@@ -61,7 +61,11 @@ class DirectoryBlobs:
         self._threads.shutdown()
 
     async def write_chunk(self, upload_id: UUID, index: int, offset: int, data: bytes | memoryview) -> None:
-        await self._run(_write, self._part(upload_id), self._names, offset, data)
+        await self._run(self._write_chunk, self._part(upload_id), offset, data)
+
+    def _write_chunk(self, part: Path, offset: int, data: bytes | memoryview) -> None:
+        _write(part, offset, data)
+        self._names.keep(part)
 
     async def read_chunk(self, upload_id: UUID, index: int, offset: int, size: int) -> bytes:
         return await self._run(_read_chunk, self._part(upload_id), offset, size)
@@ -75,12 +79,23 @@ class DirectoryBlobs:
                 os.close(os.open(part, os.O_WRONLY | os.O_CREAT | FLAGS, 0o600))
             if (found := _size(part)) != size:
                 raise BlobMissing(f"the upload has {found} bytes, not {size}")
-            file.parent.mkdir(mode=0o700, exist_ok=True)
-            self._names.keep(file.parent)
-            part.rename(file)
+            self._rename(part, file)
         # Also when the file was there: who made it may have died before this.
         _sync_directory(file.parent)
         _sync_directory(self._uploads)
+
+    async def put(self, file_id: UUID, data: bytes | memoryview) -> None:
+        await self._run(self._put, self._part(file_id), self._file(file_id), data)
+
+    def _put(self, part: Path, file: Path, data: bytes | memoryview) -> None:
+        _write(part, 0, data)
+        self._rename(part, file)
+        _sync_directory(file.parent)
+
+    def _rename(self, part: Path, file: Path) -> None:
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        self._names.keep(file.parent)
+        part.rename(file)
 
     async def discard(self, upload_id: UUID) -> None:
         with suppress(BlobMissing):
@@ -215,8 +230,8 @@ def _sync_data(descriptor: int) -> None:
         os.fsync(descriptor)
 
 
-def _write(part: Path, names: _Names, offset: int, data: bytes | memoryview) -> None:
-    """Writes in place; durable when it returns.
+def _write(part: Path, offset: int, data: bytes | memoryview) -> None:
+    """Writes in place; the bytes are durable when it returns, and a name that is new is not yet.
 
     Opened for this write alone: the system tells of what it has lost once for each opening, and not whose it was.
     """
@@ -229,7 +244,6 @@ def _write(part: Path, names: _Names, offset: int, data: bytes | memoryview) -> 
         _sync_data(descriptor)
     finally:
         os.close(descriptor)
-    names.keep(part)
 
 
 def _read_chunk(part: Path, offset: int, size: int) -> bytes:

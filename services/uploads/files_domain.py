@@ -12,10 +12,10 @@ from uuid import UUID
 from runtime.call import Principal
 from runtime.errors import Failure, Reason, invalid
 from runtime.ids import parse_uuid
-from services.uploads.activities_domain import DOMAIN as ACTIVITY_DOMAIN
 from services.uploads.blobs import BlobError, BlobMissing
 from services.uploads.finalizing_domain import DOMAIN
 from services.uploads.uploads_domain import STORE_PAUSE, Upload, gone, kept
+from services.uploads.wholes_domain import ACTIVITY
 
 if TYPE_CHECKING:
     from services.uploads.blobs import Blobs
@@ -159,7 +159,7 @@ class Files:
                 await held.end("deleted", self._now())
                 await self._outbox.tell(held.connection, file, DOMAIN, None)
                 if file.activity is not None:
-                    await self._outbox.tell(held.connection, file, ACTIVITY_DOMAIN, None)
+                    await self._outbox.tell(held.connection, file, ACTIVITY, None)
         self._outbox.look()
         await kept(self._blobs.remove(file.id))
 

@@ -114,7 +114,7 @@ class Finalizer:
                     now = self._now()
                     await kept(self._blobs.assemble(source.id, id, upload.chunks, upload.total_size))
                     await held.end("completed", now)
-                    await self._outbox.tell(held.connection, upload, DOMAIN, self._record(upload, now))
+                    await self._outbox.tell(held.connection, upload, DOMAIN, record_of(upload, self._links, now))
                 else:
                     await held.end("failed", self._now(), refusal.message)
         if refusal is None:
@@ -180,17 +180,6 @@ class Finalizer:
         self._digests.forget(upload.id)
         return apart
 
-    def _record(self, upload: Upload, now: datetime) -> dict[str, object]:
-        return {
-            "filename": upload.filename,
-            "mime_type": upload.mime_type,
-            "size": upload.total_size,
-            "checksum": upload.file_hash.hex(),
-            "file_url": self._links.url(upload),
-            "upload_id": str(upload.id),
-            "create_time": format_time(now),
-        }
-
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Ends what is still going on when the block does; whoever asks next begins it again."""
@@ -200,6 +189,19 @@ class Finalizer:
             for task in self._running.values():
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+
+def record_of(upload: Upload, links: Links, now: datetime) -> dict[str, object]:
+    """The data of the record of an upload that has become a file now."""
+    return {
+        "filename": upload.filename,
+        "mime_type": upload.mime_type,
+        "size": upload.total_size,
+        "checksum": upload.file_hash.hex(),
+        "file_url": links.url(upload),
+        "upload_id": str(upload.id),
+        "create_time": format_time(now),
+    }
 
 
 def _apart_id(id: UUID) -> UUID:

@@ -26,6 +26,10 @@ class MeteredBlobs:
         await self._blobs.write_chunk(upload_id, index, offset, data)
         BLOB_WRITTEN.inc(len(data))
 
+    async def put(self, file_id: UUID, data: bytes | memoryview) -> None:
+        await self._blobs.put(file_id, data)
+        BLOB_WRITTEN.inc(len(data))
+
     async def read(self, file_id: UUID, start: int, end: int) -> AsyncIterator[bytes]:
         # What is closed early closes the file too, and not only when it is collected.
         async with aclosing(cast("AsyncGenerator[bytes]", self._blobs.read(file_id, start, end))) as pieces:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runtime.outcomes import Outcomes
     from services.uploads.blobs import Blobs
     from services.uploads.digests import Digests
-    from services.uploads.uploads_store import UploadStore
+    from services.uploads.uploads_store import Starting, UploadStore
 
 MAX_KNOWN: Final = 10_000
 MAX_NAME_CHARS: Final = 255
@@ -177,21 +177,34 @@ class Uploads:
 
         Raises Failure: FIELD_MISSING, FIELD_INVALID, TOO_LARGE, TIER_LIMIT, TOKEN_REVOKED for a guest who is gone.
         """
-        now = self.now()
-        until = now + timedelta(seconds=self._limits.expires_after_seconds)
-        wanted = self._upload(caller, asked, now, until)
+        wanted = self.wanted(caller, asked)
         async with self._store.start(caller.user_id) as starting:
-            if await starting.closed():
-                raise Failure(Reason.TOKEN_REVOKED)
-            same = await starting.same(wanted)
+            same = await self.admit(starting, wanted, caller)
             if same is not None:
-                return await starting.prolong(same, until) if same.status == "active" else same
-            if await starting.used(now) + wanted.total_size > self._limits.quota_of(caller.tier):
-                raise Failure(Reason.TIER_LIMIT, "Your files would take more room than your tier has.")
+                return await starting.prolong(same, wanted.expire_time) if same.status == "active" else same
             await starting.insert(wanted)
         return wanted
 
-    def _upload(self, caller: Principal, asked: Asked, now: datetime, until: datetime) -> Upload:
+    async def admit(self, starting: Starting, wanted: Upload, caller: Principal) -> Upload | None:
+        """The upload that makes another one needless, as `start` says; None: there is room for it.
+
+        Raises Failure: TIER_LIMIT, TOKEN_REVOKED.
+        """
+        if await starting.closed():
+            raise Failure(Reason.TOKEN_REVOKED)
+        same = await starting.same(wanted)
+        if same is None:
+            used = await starting.used(wanted.create_time)
+            if used + wanted.total_size > self._limits.quota_of(caller.tier):
+                raise Failure(Reason.TIER_LIMIT, "Your files would take more room than your tier has.")
+        return same
+
+    def wanted(self, caller: Principal, asked: Asked) -> Upload:
+        """What is asked for as an upload, which is nowhere yet.
+
+        Raises Failure: FIELD_MISSING, FIELD_INVALID, TOO_LARGE.
+        """
+        now = self.now()
         filename = clean_name(asked.filename)
         if not asked.total_size:
             raise missing("total_size")
@@ -222,7 +235,7 @@ class Uploads:
             status="active",
             contested=False,
             create_time=now,
-            expire_time=until,
+            expire_time=now + timedelta(seconds=self._limits.expires_after_seconds),
             finish_time=None,
         )
 

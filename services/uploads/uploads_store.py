@@ -41,8 +41,8 @@ _USED: Final = """
 _INSERT: Final = """
     INSERT INTO uploads.uploads (
         id, user_id, tenant_id, filename, mime_type, total_size, chunk_size, file_hash, status, create_time,
-        expire_time)
-    VALUES (%b, %b, %b, %b, %b, %b, %b, %b, 'active', %b, %b)"""
+        expire_time, finish_time, activity)
+    VALUES (%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)"""
 _PROLONG: Final = """
     UPDATE uploads.uploads SET expire_time = greatest(expire_time, %b) WHERE id = %b AND status = 'active'"""
 _FIND: Final = f"SELECT {UPLOAD} FROM uploads.uploads WHERE id = %b"  # noqa: S608  # of constants
@@ -353,36 +353,38 @@ class Starting:
     """What a start looks at and writes, while nobody else starts an upload of the user."""
 
     def __init__(self, connection: Connection, user_id: UUID) -> None:
-        self._connection = connection
+        self.connection = connection
         self._user_id = user_id
 
     async def same(self, upload: Upload) -> Upload | None:
         """A completed upload of the same file, or a living one that was started with the same words."""
         values = [upload.user_id, upload.file_hash, upload.total_size, upload.mime_type, upload.filename]
-        return await _one(self._connection, _SAME, [*values, upload.create_time])
+        return await _one(self.connection, _SAME, [*values, upload.create_time])
 
     async def used(self, now: datetime) -> int:
         """Bytes of the user's files and of those that are on their way."""
-        return await _used(self._connection, self._user_id, now)
+        return await _used(self.connection, self._user_id, now)
 
     async def close(self, adopter_id: UUID, now: datetime) -> None:
         """From now on the user starts no more uploads: what there is goes to an account."""
-        await self._connection.execute(_CLOSE, [self._user_id, adopter_id, now])
+        await self.connection.execute(_CLOSE, [self._user_id, adopter_id, now])
 
     async def closed(self) -> bool:
         """Whether the user was a guest whose files go to an account."""
-        cursor = await self._connection.execute(_CLOSED, [self._user_id], prepare=True)
+        cursor = await self.connection.execute(_CLOSED, [self._user_id], prepare=True)
         return await cursor.fetchone() is not None
 
     async def insert(self, upload: Upload) -> None:
-        """Stores a new upload."""
+        """Stores a new upload, or one that is a file at once."""
         values: list[Any] = [upload.id, upload.user_id, upload.tenant_id, upload.filename, upload.mime_type]
-        values += [upload.total_size, upload.chunk_size, upload.file_hash, upload.create_time, upload.expire_time]
-        await self._connection.execute(_INSERT, values, prepare=True)
+        values += [upload.total_size, upload.chunk_size, upload.file_hash, upload.status]
+        values += [upload.create_time, upload.expire_time, upload.finish_time]
+        values.append(None if upload.activity is None else Jsonb(upload.activity))
+        await self.connection.execute(_INSERT, values, prepare=True)
 
     async def prolong(self, upload: Upload, until: datetime) -> Upload:
         """Lets an active upload live until then at least."""
-        await self._connection.execute(_PROLONG, [until, upload.id], prepare=True)
+        await self.connection.execute(_PROLONG, [until, upload.id], prepare=True)
         return replace(upload, expire_time=max(until, upload.expire_time))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,34 @@ async def test_the_same_recording_again_is_a_duplicate_and_changes_nothing(phone
     assert answer.json() == {**first, "status": "duplicate"}
     assert [one["data"] for one in await records(phone, "activity")] == [edited]
     assert len((await phone.call("GET", "/api/v1/files")).json()["files"]) == 1
+
+
+async def test_the_same_recording_at_once_is_one_file_and_one_activity(phone: Phone) -> None:
+    answers = await asyncio.gather(*(add(phone, "run.tcx") for _ in range(4)))
+    assert sorted(one.status_code for one in answers) == [200, 200, 200, 201]
+    assert len({one.json()["activity_id"] for one in answers}) == 1
+    (file,) = (await phone.call("GET", "/api/v1/files")).json()["files"]
+    assert file["id"] == answers[0].json()["activity_id"]
+    read = await phone.call("GET", httpx.URL(file["file_url"]).path)
+    assert read.content == (SAMPLES / "run.tcx").read_bytes()
+
+
+@pytest.mark.parametrize("how_far", ["started", "sent", "finalized"])
+async def test_a_recording_that_is_an_upload_too_becomes_an_activity_of_that_file(phone: Phone, how_far: str) -> None:
+    data = (SAMPLES / "run.tcx").read_bytes()
+    asked = {"filename": "run.tcx", "mime_type": "application/vnd.garmin.tcx+xml", "total_size": len(data)}
+    begun = await phone.call(
+        "POST", "/api/v1/uploads/init", json={**asked, "file_hash": hashlib.sha256(data).hexdigest()}
+    )
+    upload_id = begun.json()["upload_id"]
+    if how_far != "started":
+        await phone.call("PUT", f"/api/v1/uploads/{upload_id}/content", content=data)
+    if how_far == "finalized":
+        await phone.call("POST", f"/api/v1/uploads/{upload_id}/finalize")
+    added = await add(phone, "run.tcx")
+    assert (added.status_code, added.json()["activity_id"]) == (201, upload_id)
+    (file,) = (await phone.call("GET", "/api/v1/files")).json()["files"]
+    assert (await phone.call("GET", httpx.URL(file["file_url"]).path)).content == data
 
 
 async def test_an_activity_ends_with_its_file_once(phone: Phone) -> None:

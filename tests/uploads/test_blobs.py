@@ -100,6 +100,16 @@ async def test_an_empty_file_is_assembled_again(blobs: Blobs) -> None:
     assert await ids(blobs.uploads) == []
 
 
+@pytest.mark.parametrize("size", [0, 1, 11 * CHUNK - 5])
+async def test_a_file_that_is_all_there_is_put_as_one_and_again(blobs: Blobs, size: int) -> None:
+    data, file_id = some_bytes(size), uuid4()
+    for _ in range(2):
+        await blobs.put(file_id, memoryview(data))
+        assert await content(blobs, file_id, 0, size) == data
+    assert await ids(blobs.uploads) == []
+    assert await ids(blobs.files) == [file_id]
+
+
 @pytest.mark.parametrize("chunks", [3, 9], ids=["small", "large"])
 @pytest.mark.parametrize("wrong", [-1, 1])
 async def test_an_upload_of_another_size_becomes_no_file(blobs: Blobs, chunks: int, wrong: int) -> None:

@@ -39,6 +39,7 @@ from tests.conftest import ALL, Edge, config_for, envoy_for, service_part, until
 from tests.factories import Phone
 from tests.sending import CHUNK, Sending, files_below, sha256, some_file, until
 
+SAMPLES = Path(__file__).parent / "samples"
 SESSIONS = ("sessions",)
 OTHERS = ("auth", "health", "garmin", "websocket")
 
@@ -228,6 +229,28 @@ async def test_a_kill_between_a_file_and_its_row_leaves_one_of_each(stand: Stand
     await stand.rise()
     await sending.check_arrived()
     await stand.check_tidy(sending)
+
+
+async def test_a_kill_between_a_recording_and_its_row_leaves_nothing_and_it_is_handed_over_again(stand: Stand) -> None:
+    phone = await stand.edge.phone()
+    files = {"file": ("run.tcx", (SAMPLES / "run.tcx").read_bytes(), "application/octet-stream")}
+    path = f"/activities/{phone.user_id}"
+    async with await psycopg.AsyncConnection.connect(stand.config.database_url) as connection:
+        await connection.execute("LOCK TABLE uploads.outbox")
+        adding = asyncio.create_task(phone.call("POST", path, files=files))
+
+        async def renamed() -> bool:
+            return files_below(stand.blobs / "files") != []
+
+        await until(renamed)
+        await stand.crash()
+        assert (await adding).status_code == 503
+    await stand.rise()
+    await until_healthy(stand.edge)
+    assert (await phone.call("GET", "/api/v1/files")).json()["files"] == []
+    added = await phone.call("POST", path, files=files)
+    assert added.status_code == 201
+    assert await stand.swept() == [f"files/{added.json()['activity_id']}"]
 
 
 @pytest.mark.parametrize("way", ["cancelled", "expired"])
