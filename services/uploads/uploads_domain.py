@@ -97,6 +97,18 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a user who wants to start an upload stands."""
+
+    closed: bool
+    """Whether it was a guest, whose files go to an account."""
+    same: Upload | None
+    """A completed upload of the same file, or a living one that was started with the same words."""
+    used: int
+    """Bytes of the user's files and of those that are on their way."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Room:
     """Bytes of a user's files and of uploads on their way."""
 
@@ -190,14 +202,12 @@ class Uploads:
 
         Raises Failure: TIER_LIMIT, TOKEN_REVOKED.
         """
-        if await starting.closed():
+        standing = await starting.look(wanted)
+        if standing.closed:
             raise Failure(Reason.TOKEN_REVOKED)
-        same = await starting.same(wanted)
-        if same is None:
-            used = await starting.used(wanted.create_time)
-            if used + wanted.total_size > self._limits.quota_of(caller.tier):
-                raise Failure(Reason.TIER_LIMIT, "Your files would take more room than your tier has.")
-        return same
+        if standing.same is None and standing.used + wanted.total_size > self._limits.quota_of(caller.tier):
+            raise Failure(Reason.TIER_LIMIT, "Your files would take more room than your tier has.")
+        return standing.same
 
     def wanted(self, caller: Principal, asked: Asked) -> Upload:
         """What is asked for as an upload, which is nowhere yet.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 from runtime.arrays import Integers
 from runtime.database import Connection, Database, Row
 from services.uploads.outbox_store import forget, told
-from services.uploads.uploads_domain import Chunk, Upload
+from services.uploads.uploads_domain import Chunk, Standing, Upload
 
 # How long who would end an upload waits for whoever holds it, and how many do at once; there are eight connections.
 PATIENCE: Final = timedelta(milliseconds=500)
@@ -356,23 +356,27 @@ class Starting:
         self.connection = connection
         self._user_id = user_id
 
-    async def same(self, upload: Upload) -> Upload | None:
-        """A completed upload of the same file, or a living one that was started with the same words."""
-        values = [upload.user_id, upload.file_hash, upload.total_size, upload.mime_type, upload.filename]
-        return await _one(self.connection, _SAME, [*values, upload.create_time])
+    async def look(self, wanted: Upload) -> Standing:
+        """How the user stands, in one trip."""
+        same = [wanted.user_id, wanted.file_hash, wanted.total_size, wanted.mime_type, wanted.filename]
+        async with self.in_one_trip():
+            closed = await self.connection.execute(_CLOSED, [self._user_id], prepare=True)
+            found = await self.connection.execute(_SAME, [*same, wanted.create_time], prepare=True)
+            used = await self.connection.execute(_USED, [self._user_id, wanted.create_time], prepare=True)
+        row, bytes_used = await found.fetchone(), await used.fetchone() or {"bytes": 0}
+        return Standing(
+            closed=await closed.fetchone() is not None,
+            same=upload_of(row) if row else None,
+            used=int(bytes_used["bytes"]),
+        )
 
-    async def used(self, now: datetime) -> int:
-        """Bytes of the user's files and of those that are on their way."""
-        return await _used(self.connection, self._user_id, now)
+    def in_one_trip(self) -> AbstractAsyncContextManager[object]:
+        """What is written in the block goes to the database at once."""
+        return self.connection.pipeline()
 
     async def close(self, adopter_id: UUID, now: datetime) -> None:
         """From now on the user starts no more uploads: what there is goes to an account."""
         await self.connection.execute(_CLOSE, [self._user_id, adopter_id, now])
-
-    async def closed(self) -> bool:
-        """Whether the user was a guest whose files go to an account."""
-        cursor = await self.connection.execute(_CLOSED, [self._user_id], prepare=True)
-        return await cursor.fetchone() is not None
 
     async def insert(self, upload: Upload) -> None:
         """Stores a new upload, or one that is a file at once."""

@@ -52,9 +52,10 @@ class Wholes:
             async with self._store.start(caller.user_id) as starting:
                 same = await self._uploads.admit(starting, wanted, caller)
                 if same is None:
-                    await starting.insert(file)
-                    await self._outbox.tell(starting.connection, file, FILE, record_of(file, self._links, now))
-                    await self._outbox.tell(starting.connection, file, ACTIVITY, activity)
+                    async with starting.in_one_trip():
+                        await starting.insert(file)
+                        await self._outbox.tell(starting.connection, file, FILE, record_of(file, self._links, now))
+                        await self._outbox.tell(starting.connection, file, ACTIVITY, activity)
         except Failure:  # of anything else it is not known whether it is a file now
             await self._drop(file.id)
             raise
