@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -56,16 +57,20 @@ class Calls:
         *,
         token: str,
         patience: float,
+        first_patience: float = FIRST_PATIENCE,
         say: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`patience` is how many seconds a call may fail before we give up; `say` tells a person why it takes long."""
+        """`patience` is how many seconds a call may fail before we give up, `first_patience` for a
+        server that has never answered; `say` tells a person why it takes long.
+        """
         self._http = http
         self._token = token
         self._refresh_token = ""
         self._renewing = asyncio.Lock()
         self._patience = patience
+        self._first_patience = min(patience, first_patience)
         self._say = say
         self._now = now
         self._sleep = sleep
@@ -125,7 +130,7 @@ class Calls:
 
     def patience(self) -> float:
         """Seconds that a call may go on failing."""
-        return self._patience if self._heard else min(self._patience, FIRST_PATIENCE)
+        return self._patience if self._heard else self._first_patience
 
     async def wait(self, seconds: float, why: str) -> None:
         """Waits, and says so when it is long enough to wonder."""
@@ -165,14 +170,16 @@ class Tries:
         if failure.counts:
             now = self._calls.now()
             self._since = now if self._since is None else self._since
-            if now - self._since >= self._calls.patience():
+            left = self._since + self._calls.patience() - now
+            if left <= 0:
                 raise Unreachable(f"{failure}, and has for {now - self._since:.0f} s")
         else:
+            left = math.inf
             self.forget()
         pause = failure.pause
         if pause is None:
             longest = min(FIRST_PAUSE * 2**self._count, LONGEST_PAUSE)
-            pause = random.uniform(longest / 2, longest)  # noqa: S311  # so that many do not come back at once
+            pause = min(left, random.uniform(longest / 2, longest))  # noqa: S311  # so that many do not come back at once
         self._count += 1
         await self._calls.wait(pause, str(failure))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import httpx
 import jwt
 import psycopg
 import pytest
+from argon2.profiles import RFC_9106_LOW_MEMORY
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
@@ -33,6 +34,7 @@ from runtime.keys import signing_keys
 from runtime.migrations import migrate
 from runtime.server import serving
 from runtime.telemetry import log_to_stderr
+from services.auth import passwords
 from services.auth.app import service as auth
 from services.auth.tokens import AccessTokens
 from services.garmin.app import service as garmin
@@ -40,6 +42,7 @@ from services.health.app import service as health
 from services.sessions.app import service as sessions
 from services.uploads.app import service as uploads
 from services.websocket.app import service as websocket
+from tests.cheap_hashes import cheap_hashes
 from tests.factories import Phone
 
 ALL = {
@@ -115,6 +118,19 @@ class Edge:
 @pytest.fixture(scope="session", autouse=True)
 def logs() -> None:
     log_to_stderr("tests", "warning")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hashes() -> Iterator[None]:
+    """Cheap ones, but for `costly_hashes` and in processes that run a service as production does."""
+    with cheap_hashes():
+        yield
+
+
+@pytest.fixture
+def costly_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of production, for a test of what they cost."""
+    monkeypatch.setattr(passwords, "COST", RFC_9106_LOW_MEMORY)
 
 
 @pytest.fixture(scope="session")
@@ -235,6 +251,12 @@ def service_part(name: str, config: Config, directory: Path, **settings: str) ->
     return Part(name=name, command=command, log=directory / f"{name}.log", env=environment)
 
 
+def cheap_part(config: Config, directory: Path, **settings: str) -> Part:
+    """Every service in one process, where hashes of passwords are cheap."""
+    part = service_part("all", config, directory, **settings)
+    return replace(part, command=[sys.executable, "-m", "tests.cheap_hashes"])
+
+
 async def until_healthy(edge: Edge) -> None:
     async with asyncio.timeout(30):
         while (await edge.http.get("/healthz")).status_code != 200:
@@ -251,7 +273,7 @@ async def edge(
     """
     directory = tmp_path_factory.mktemp("edge")
     config = config_for(directory / "home", database_url=new_database(), redis_url=redis_url)
-    async with running(service_part("all", config, directory)), envoy_for(config, directory) as started:
+    async with running(cheap_part(config, directory)), envoy_for(config, directory) as started:
         await until_healthy(started)
         yield started
 

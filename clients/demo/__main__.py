@@ -33,6 +33,8 @@ TENANT: Final = 1
 # Phones of one account, which meet in the same pages and orders.
 PER_ACCOUNT: Final = 2
 PATIENCE: Final = 30.0
+# Who has a Satchel to show has just seen it run.
+FIRST_PATIENCE: Final = 2.0
 # Of accounts that nobody should have anywhere else.
 PASSWORD: Final = "simulated phones only"  # noqa: S105  # of nobody
 
@@ -64,7 +66,13 @@ async def _run(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with httpx.AsyncClient(base_url=options.url, timeout=30) as http:
-        calls = Calls(http, token="", patience=PATIENCE, say=lambda text: print(text, file=sys.stderr))
+        calls = Calls(
+            http,
+            token="",
+            patience=PATIENCE,
+            first_patience=FIRST_PATIENCE,
+            say=lambda text: print(text, file=sys.stderr),
+        )
         await calls.call("GET", "/healthz", signed=False)
         async with _left_to_people(calls, options.admin):
             await _crowd(options, stop)

@@ -18,6 +18,8 @@ from runtime.threads import step_back
 
 MIN_CHARS: Final = 8
 MAX_CHARS: Final = 128
+# RFC 9106's second recommended option.
+COST: Final = RFC_9106_LOW_MEMORY
 # Hashing takes a good part of a second of a core, and calls that need none go first.
 NICE: Final = 10
 
@@ -41,10 +43,10 @@ def check_password(password: str, *, email: str = "", field: str = "password") -
 
 
 class Passwords:
-    """Hashes and verifies with argon2id (RFC 9106, second recommended option), as many at once as there are cores."""
+    """Hashes and verifies with argon2id, as many at once as there are cores."""
 
     def __init__(self) -> None:
-        self._hasher = PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
+        self._hasher = PasswordHasher.from_parameters(COST)
         self._threads = ThreadPoolExecutor(
             os.cpu_count() or 1, thread_name_prefix="argon2", initializer=step_back, initargs=(NICE,)
         )

@@ -199,6 +199,7 @@ async def test_nothing_tells_whether_there_is_an_account(database_url: str, redi
         assert not [row for (row,) in rows if known in row or unknown in row], "nobody's address is kept"
 
 
+@pytest.mark.usefixtures("costly_hashes")
 async def test_whatever_is_wrong_one_password_is_hashed(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

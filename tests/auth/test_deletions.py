@@ -16,8 +16,6 @@ import httpx
 import psycopg
 import pytest
 
-from deploy.parts import running
-from runtime.config import SERVICES
 from runtime.database import Database, database
 from runtime.errors import Reason
 from services.auth.accounts import Account, Subscription
@@ -28,7 +26,8 @@ from services.auth.erasures_store import ErasureStore
 from services.auth.events_domain import Kind, SecurityEvent
 from services.auth.sign_ins_domain import Device, SignIn
 from services.auth.sign_ins_store import SignInStore
-from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from tests.auth.test_receipts import let_claims_pass, mesh_with_processes
+from tests.conftest import Edge, until_healthy
 from tests.factories import PASSWORD, Phone, device_session, puzzle_session
 from tests.polling import until
 
@@ -132,24 +131,21 @@ async def test_what_is_away_while_an_account_is_deleted_erases_when_it_is_back(
     database_url: str, tmp_path: Path
 ) -> None:
     marker = f"secret{uuid4().hex}"
-    config = config_for(tmp_path / "home", database_url=database_url)
     async with AsyncExitStack() as stack:
-        edge = await stack.enter_async_context(envoy_for(config, tmp_path / "edge"))
-        children = {
-            name: await stack.enter_async_context(running(service_part(name, config, tmp_path))) for name in SERVICES
-        }
-        await until_healthy(edge)
+        edge, (auth, records) = await mesh_with_processes(stack, database_url, tmp_path, "auth", "sessions")
         phone = await edge.phone()
         sessions = [device_session(training_id=marker) for _ in range(20)]
         await phone.call("POST", "/sessions/batch_upload", json={"sessions": sessions})
-        await children["sessions"].stop()
+        await records.stop()
         started = time.monotonic()
         assert (await delete(phone)).status_code == 200
         assert time.monotonic() - started < 5, "the phone does not wait for it"
         assert rows(edge, marker) == ["sessions.records"]
-        await children["auth"].restart()  # what is still to be done outlives the process that promised it
+        await auth.restart()  # what is still to be done outlives the process that promised it
         assert rows(edge, marker) == ["sessions.records"]
-        await children["sessions"].start()
+        await records.start()
+        await until_healthy(edge)
+        let_claims_pass(database_url)
 
         async def erased() -> bool:
             return not rows(edge, marker)

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from tests.auth.callers import as_service
-from tests.auth.test_receipts import mesh_of_processes, store_file
+from tests.auth.test_receipts import mesh_with_processes, store_file
 from tests.conftest import Edge
 from tests.factories import PASSWORD, Phone, change
 from tests.sessions.test_exports import store_42_megabytes
@@ -113,10 +113,10 @@ async def test_more_sign_ins_than_a_page_are_all_there(edge: Edge, phone: Phone)
 
 async def test_a_service_that_is_away_is_told_before_anything_is_sent(database_url: str, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        edge, children = await mesh_of_processes(stack, database_url, tmp_path)
+        edge, services = await mesh_with_processes(stack, database_url, tmp_path, "uploads", "sessions")
         phone = await edge.phone()
-        for name in ("uploads", "sessions"):
-            await children[name].stop()
+        for service in services:
+            await service.stop()
             answer = await phone.call("GET", PATH)
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "UNAVAILABLE")
             assert "content-disposition" not in answer.headers
@@ -124,7 +124,7 @@ async def test_a_service_that_is_away_is_told_before_anything_is_sent(database_u
 
 async def test_one_that_cannot_go_on_breaks_the_line(database_url: str, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        edge, children = await mesh_of_processes(stack, database_url, tmp_path)
+        edge, (sessions,) = await mesh_with_processes(stack, database_url, tmp_path, "sessions")
         phone = await edge.phone()
         store_42_megabytes(edge, phone)
         got = bytearray()
@@ -133,9 +133,9 @@ async def test_one_that_cannot_go_on_breaks_the_line(database_url: str, tmp_path
             with pytest.raises(httpx.RemoteProtocolError):
                 async for piece in answer.aiter_bytes():
                     got += piece
-                    if children["sessions"].running:
-                        children["sessions"].kill()
-                        await children["sessions"].wait()
+                    if sessions.running:
+                        sessions.kill()
+                        await sessions.wait()
         assert b'"format":"satchel-account-export"' in got[:100]
         assert b'"end":true' not in got[-200:]
 

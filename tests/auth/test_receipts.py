@@ -16,8 +16,9 @@ import pytest
 
 from deploy.parts import Child, running
 from runtime.config import SERVICES
+from runtime.server import serving
 from services.auth.deletions_domain import Receipts
-from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from tests.conftest import ALL, Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import Phone, change, puzzle_session
 from tests.polling import until
 
@@ -111,13 +112,14 @@ def test_the_name_of_a_receipt_follows_from_the_account_and_the_secret_only() ->
     assert len({Receipts(b"a").id_of(one), Receipts(b"a").id_of(other), Receipts(b"b").id_of(one)}) == 3
 
 
-async def mesh_of_processes(stack: AsyncExitStack, database_url: str, directory: Path) -> tuple[Edge, dict[str, Child]]:
-    """A mesh whose services can be killed."""
+async def mesh_with_processes(
+    stack: AsyncExitStack, database_url: str, directory: Path, *names: str
+) -> tuple[Edge, list[Child]]:
+    """A mesh with services of these `names` that can be killed; the others are in this process."""
     config = config_for(directory / "home", database_url=database_url)
     edge = await stack.enter_async_context(envoy_for(config, directory / "edge"))
-    children = {
-        name: await stack.enter_async_context(running(service_part(name, config, directory))) for name in SERVICES
-    }
+    await stack.enter_async_context(serving(config, {name: ALL[name] for name in SERVICES if name not in names}))
+    children = [await stack.enter_async_context(running(service_part(name, config, directory))) for name in names]
     await until_healthy(edge)
     return edge, children
 
@@ -129,12 +131,20 @@ async def killed_and_back(child: Child) -> None:
     await child.until_ready()
 
 
+def let_claims_pass(database_url: str) -> None:
+    """As if the time was over for which an auth service that died keeps what it has taken up from the others."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE auth.merges SET due_time = now() WHERE done_time IS NULL")
+        for table in ("erasures", "mails"):
+            connection.execute(f"UPDATE auth.{table} SET due_time = now()")
+
+
 @pytest.mark.parametrize("victim", ["auth", "sessions", "uploads", "health"])
 async def test_what_was_removed_is_counted_once_though_a_service_is_killed_in_the_middle(
     database_url: str, tmp_path: Path, new_database: Callable[[], str], victim: str
 ) -> None:
     async with AsyncExitStack() as stack:
-        edge, children = await mesh_of_processes(stack, database_url, tmp_path)
+        edge, (service,) = await mesh_with_processes(stack, database_url, tmp_path, victim)
         phone = await edge.phone()
         for _ in range(4):
             changes = [change() for _ in range(1000)]
@@ -142,7 +152,9 @@ async def test_what_was_removed_is_counted_once_though_a_service_is_killed_in_th
         await asyncio.gather(*(store_file(phone, f"file {number}".encode()) for number in range(8)))
         receipt_id = (await phone.call("DELETE", "/v1/auth/me")).json()["receipt_id"]
         await until(lambda: begun(database_url))
-        await killed_and_back(children[victim])
+        await killed_and_back(service)
+        if victim == "auth":
+            let_claims_pass(database_url)
         told = await until_done(edge.http, receipt_id, seconds=90)
         assert told["removed"]["records"].pop("file", 0) <= 8
         assert told["removed"] == {

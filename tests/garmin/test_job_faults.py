@@ -18,21 +18,25 @@ import pytest
 from deploy.parts import Child, running
 from deploy.postgres import postgres_part
 from runtime.config import Config
+from runtime.server import serving
 from services.garmin.activities_domain import AT_ONCE
-from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from tests.conftest import ALL, Edge, config_for, envoy_for, service_part
 from tests.garmin.linked import Linked, add_runs, linked
 from tests.garmin.standin import StandIn, standing_in
 from tests.garmin.test_jobs import PLAN
 from tests.polling import until
 
 RUNS = 24
-# A worker that was killed is missed, and its jobs are looked for: that takes about half a minute.
+# Of each replica: one for jobs, and one for housekeeping.
+WORKERS = 2
+# A worker that was killed is missed, and its jobs are looked for: without `let_silence_pass` that takes about half a
+# minute.
 PATIENCE = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stand:
-    """A mesh of processes."""
+    """A mesh with services that are processes, to be killed, among them each replica of the Garmin connector."""
 
     edge: Edge
     standin: StandIn
@@ -52,6 +56,15 @@ class Stand:
         await self.parts[name].start()
         await self.parts[name].until_ready()
 
+    def workers(self) -> list[int]:
+        """Those that live, and those that nobody misses yet."""
+        return [id for (id,) in self.query("SELECT id FROM garmin.procrastinate_workers")]
+
+    def let_silence_pass(self, workers: list[int]) -> None:
+        """As if nobody had heard of these workers, which are dead, for long enough to miss them."""
+        later = "UPDATE garmin.procrastinate_workers SET last_heartbeat = now() - interval '1 minute'"
+        self.query(f"{later} WHERE id = ANY(%s) RETURNING id", workers)
+
     def query(self, statement: str, *values: object) -> list[Any]:
         with psycopg.connect(self.config.database_url, autocommit=True) as connection:
             return connection.execute(statement, values).fetchall()
@@ -63,20 +76,30 @@ class Stand:
 
 
 @asynccontextmanager
-async def stand_of(config: Config, directory: Path, standin: StandIn, *, replicas: int = 1) -> AsyncIterator[Stand]:
-    names = ["auth", "sessions", "uploads", "health", "websocket"]
+async def stand_of(
+    config: Config, directory: Path, standin: StandIn, *names: str, replicas: int = 1
+) -> AsyncIterator[Stand]:
+    """Services of these `names` are processes, too; the others are in this one."""
     async with AsyncExitStack() as stack:
         parts = {}
         for name in names:
             parts[name] = await stack.enter_async_context(running(service_part(name, config, directory)))
+        others = {name: service for name, service in ALL.items() if name not in (*names, "garmin")}
+        await stack.enter_async_context(serving(config, others))
         for number in range(1, replicas + 1):
             part = service_part("garmin", config, directory, garmin_url=standin.url)
             name = f"garmin-{number}"
             part = replace(part, name=name, log=directory / f"{name}.log")
             parts[name] = await stack.enter_async_context(running(part))
         edge = await stack.enter_async_context(envoy_for(config, directory / "edge"))
-        await until_healthy(edge)
-        yield Stand(edge=edge, standin=standin, directory=directory, parts=parts)
+        stand = Stand(edge=edge, standin=standin, directory=directory, parts=parts)
+
+        async def all_there() -> bool:
+            answer = await edge.http.get("/healthz")
+            return answer.json().get("status") == "ok" and len(stand.workers()) == WORKERS * replicas
+
+        await until(all_there, PATIENCE)
+        yield stand
 
 
 @pytest.fixture
@@ -130,6 +153,7 @@ async def test_all_replicas_are_killed_and_one_that_rises_goes_on(stand: Stand) 
     ada = await busy(stand)
     for name in ("garmin-1", "garmin-2"):
         await stand.crash(name)
+    stand.let_silence_pass(stand.workers())
     await stand.rise("garmin-1")
     await check_all_came_once(ada, interruptions=1)
     assert stand.runs(ada) == 2
@@ -137,10 +161,12 @@ async def test_all_replicas_are_killed_and_one_that_rises_goes_on(stand: Stand) 
 
 async def test_the_replica_that_works_is_killed_and_the_other_takes_over(stand: Stand) -> None:
     ada = await busy(stand)
+    workers = stand.workers()
     # Whichever it is: first the one, then, with the first back, the other.
     await stand.crash("garmin-1")
     await stand.rise("garmin-1")
     await stand.crash("garmin-2")
+    stand.let_silence_pass(workers)
     await check_all_came_once(ada, interruptions=2)
     assert stand.runs(ada) >= 2
 
@@ -173,17 +199,19 @@ async def test_of_many_that_begin_one_at_two_replicas_one_does(stand: Stand) -> 
     assert sorted(one.status_code for one in answers) == [200] + [409] * 19
 
 
-async def test_uploads_and_sessions_are_away_for_a_while(stand: Stand) -> None:
-    ada = await busy(stand)
-    await stand.crash("uploads")
-    await stand.crash("sessions")
-    assert (await ada.status())["status"] == "in_progress"
-    for name in ("sessions", "uploads"):
-        await stand.rise(name)
-    status = await ada.until_over(PATIENCE)
-    assert (status["status"], status["failed"]) == ("completed", 0)
-    assert status["created"] + status["duplicates"] == RUNS
-    await ada.activities(RUNS, PATIENCE)
+async def test_uploads_and_sessions_are_away_for_a_while(database_url: str, tmp_path: Path, standin: StandIn) -> None:
+    config = config_for(tmp_path / "home", database_url=database_url, share_address=True)
+    async with stand_of(config, tmp_path, standin, "uploads", "sessions", replicas=2) as stand:
+        ada = await busy(stand)
+        await stand.crash("uploads")
+        await stand.crash("sessions")
+        assert (await ada.status())["status"] == "in_progress"
+        for name in ("sessions", "uploads"):
+            await stand.rise(name)
+        status = await ada.until_over(PATIENCE)
+        assert (status["status"], status["failed"]) == ("completed", 0)
+        assert status["created"] + status["duplicates"] == RUNS
+        await ada.activities(RUNS, PATIENCE)
 
 
 async def test_a_workout_that_was_sent_by_a_process_that_died_is_not_sent_again(stand: Stand) -> None:
@@ -201,6 +229,7 @@ async def test_a_workout_that_was_sent_by_a_process_that_died_is_not_sent_again(
     for name in ("garmin-1", "garmin-2"):
         await stand.crash(name)
     stand.standin.well()
+    stand.let_silence_pass(stand.workers())
     await stand.rise("garmin-1")
     status = await ada.until_over(PATIENCE)
     assert (status["status"], status["created"]) == ("completed", 3)

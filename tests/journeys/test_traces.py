@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from deploy.parts import Child, Part, completed, running
 from deploy.sockets import free_port
-from runtime.config import SERVICES
-from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from runtime.server import serving
+from tests.conftest import ALL, Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import device_session
 from tests.polling import until
 
@@ -61,26 +61,37 @@ async def collecting(port: int) -> AsyncIterator[Collector]:
 
 
 @asynccontextmanager
-async def traced_mesh(database_url: str, directory: Path, port: int) -> AsyncIterator[tuple[Edge, dict[str, Child]]]:
-    """Every service as a process, and an Envoy, that send their spans to the port."""
+async def traced_mesh(
+    database_url: str, directory: Path, port: int, *names: str
+) -> AsyncIterator[tuple[Edge, list[Child]]]:
+    """Services of these `names` as processes, and an Envoy, that send their spans to the port; and the others."""
     config = config_for(directory / "home", database_url=database_url)
     async with AsyncExitStack() as stack:
-        children = {
-            name: await stack.enter_async_context(
-                running(
-                    service_part(
-                        name,
-                        config,
-                        directory,
-                        otlp_endpoint=f"http://127.0.0.1:{port}",
-                    )
-                )
-            )
-            for name in SERVICES
-        }
+        others = {name: service for name, service in ALL.items() if name not in names}
+        await stack.enter_async_context(serving(config, others))
+        endpoint = f"http://127.0.0.1:{port}"
+        children = [
+            await stack.enter_async_context(running(service_part(name, config, directory, otlp_endpoint=endpoint)))
+            for name in names
+        ]
         edge = await stack.enter_async_context(envoy_for(config, directory / "edge", otlp=("127.0.0.1", port)))
         await until_healthy(edge)
         yield edge, children
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A mesh whose spans are collected."""
+
+    edge: Edge
+    collector: Collector
+
+
+@pytest.fixture(scope="module")
+async def watched(new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Watched]:
+    port, directory, names = free_port(), tmp_path_factory.mktemp("traces"), ("auth", "sessions", "uploads")
+    async with collecting(port) as collector, traced_mesh(new_database(), directory, port, *names) as (edge, _):
+        yield Watched(edge=edge, collector=collector)
 
 
 def attribute(span: Span, name: str) -> object:
@@ -92,69 +103,65 @@ def parents(spans: Sequence[Span]) -> set[str]:
     return {span.parent_span_id.hex() for span in spans}
 
 
-async def test_a_call_is_one_trace_from_the_edge_through_two_services(database_url: str, tmp_path: Path) -> None:
-    port = free_port()
-    async with collecting(port) as collector, traced_mesh(database_url, tmp_path, port) as (edge, _):
-        phone = await edge.phone()
-        await phone.call("POST", "/sessions/batch_upload", json={"sessions": [device_session()]})
-        # The export of an account reads the records where they are, and the files where those are.
-        answer = await phone.call("GET", "/v1/auth/export", headers={"traceparent": f"00-{TRACE}-{PHONE}-01"})
-        assert answer.status_code == 200, answer.text
+async def test_a_call_is_one_trace_from_the_edge_through_two_services(watched: Watched) -> None:
+    edge, collector = watched.edge, watched.collector
+    phone = await edge.phone()
+    await phone.call("POST", "/sessions/batch_upload", json={"sessions": [device_session()]})
+    # The export of an account reads the records where they are, and the files where those are.
+    answer = await phone.call("GET", "/v1/auth/export", headers={"traceparent": f"00-{TRACE}-{PHONE}-01"})
+    assert answer.status_code == 200, answer.text
 
-        async def whole() -> bool:
-            return {"satchel-edge", "satchel-auth", "satchel-sessions", "satchel-uploads"} <= collector.of(TRACE).keys()
+    async def whole() -> bool:
+        return {"satchel-edge", "satchel-auth", "satchel-sessions", "satchel-uploads"} <= collector.of(TRACE).keys()
 
-        await until(whole, 30)
-        spans = collector.of(TRACE)
-        (edge_span,) = spans["satchel-edge"]
-        assert parents([edge_span]) == {PHONE}, "the phone's own trace goes on"
-        (served,) = [span for span in spans["satchel-auth"] if span.parent_span_id == edge_span.span_id]
-        calls = [
-            span
-            for one in ("auth", "sessions", "uploads")
-            for span in spans[f"satchel-{one}"]
-            if span.kind == Span.SPAN_KIND_CLIENT
-        ]
-        assert {span.parent_span_id.hex() for span in calls if span in spans["satchel-auth"]} == {served.span_id.hex()}
-        for service in ("satchel-sessions", "satchel-uploads"):
-            answered = [span for span in spans[service] if span.kind == Span.SPAN_KIND_SERVER]
-            assert answered
-            assert parents(answered) <= {span.span_id.hex() for span in calls}
-        assert attribute(served, "rpc.method") == served.name.partition("/")[2]
-        assert attribute(served, "rpc.grpc.status_code") == 0
-        assert attribute(served, "satchel.request_id") == answer.headers["x-request-id"]
+    await until(whole, 30)
+    spans = collector.of(TRACE)
+    (edge_span,) = spans["satchel-edge"]
+    assert parents([edge_span]) == {PHONE}, "the phone's own trace goes on"
+    (served,) = [span for span in spans["satchel-auth"] if span.parent_span_id == edge_span.span_id]
+    calls = [
+        span
+        for one in ("auth", "sessions", "uploads")
+        for span in spans[f"satchel-{one}"]
+        if span.kind == Span.SPAN_KIND_CLIENT
+    ]
+    assert {span.parent_span_id.hex() for span in calls if span in spans["satchel-auth"]} == {served.span_id.hex()}
+    for service in ("satchel-sessions", "satchel-uploads"):
+        answered = [span for span in spans[service] if span.kind == Span.SPAN_KIND_SERVER]
+        assert answered
+        assert parents(answered) <= {span.span_id.hex() for span in calls}
+    assert attribute(served, "rpc.method") == served.name.partition("/")[2]
+    assert attribute(served, "rpc.grpc.status_code") == 0
+    assert attribute(served, "satchel.request_id") == answer.headers["x-request-id"]
 
 
-async def test_each_call_is_a_trace_of_its_own_and_what_services_ask_by_themselves_is_none(
-    database_url: str, tmp_path: Path
-) -> None:
-    port = free_port()
-    async with collecting(port) as collector, traced_mesh(database_url, tmp_path, port) as (edge, _):
-        phone = await edge.phone()
-        for _ in range(3):
-            assert (await phone.call("GET", "/users/me/stats")).status_code == 200
-        assert (await phone.call("GET", "/sessions/nothing")).status_code in (400, 404)
+async def test_each_call_is_a_trace_of_its_own_and_what_services_ask_by_themselves_is_none(watched: Watched) -> None:
+    edge, collector = watched.edge, watched.collector
+    phone = await edge.phone()
+    for _ in range(3):
+        assert (await phone.call("GET", "/users/me/stats")).status_code == 200
+    assert (await phone.call("GET", "/sessions/nothing")).status_code in (400, 404)
 
-        def named(name: str) -> list[Span]:
-            return [span for service, span in collector.spans if service == "satchel-sessions" and name in span.name]
+    def named(name: str) -> list[Span]:
+        return [span for service, span in collector.spans if service == "satchel-sessions" and name in span.name]
 
-        async def told() -> bool:
-            return len(named("GetUserStats") + named("GetStats")) >= 3 and len(named("ExerciseSession")) >= 1
+    async def told() -> bool:
+        return len(named("GetUserStats") + named("GetStats")) >= 3 and len(named("ExerciseSession")) >= 1
 
-        await until(told, 30)
-        stats = named("GetUserStats") + named("GetStats")
-        assert len({span.trace_id for span in stats}) == len(stats) == 3
-        (missing,) = named("ExerciseSession")
-        assert missing.status.code != Status.STATUS_CODE_ERROR, "a refusal is the caller's fault"
-        assert not [span for _, span in collector.spans if "ListRevokedSignIns" in span.name]
+    await until(told, 30)
+    stats = named("GetUserStats") + named("GetStats")
+    assert len({span.trace_id for span in stats}) == len(stats) == 3
+    (missing,) = named("ExerciseSession")
+    assert missing.status.code != Status.STATUS_CODE_ERROR, "a refusal is the caller's fault"
+    assert not [span for _, span in collector.spans if "ListRevokedSignIns" in span.name]
 
 
 async def test_a_collector_that_is_away_costs_nothing_but_the_traces(database_url: str, tmp_path: Path) -> None:
     port = free_port()
-    async with traced_mesh(database_url, tmp_path, port) as (edge, children):
+    async with traced_mesh(database_url, tmp_path, port, "auth", "sessions") as (edge, children):
         phone = await edge.phone()
         assert (await phone.call("GET", "/users/me/stats")).status_code == 200
-        for child in children.values():
+        for child in children:
             await child.stop()
             assert await child.wait() == 0, "nobody had to end it by force"
 
