@@ -87,6 +87,15 @@ def home() -> AsyncIterator[Path]:
         yield Path(made)
 
 
+@pytest.fixture(scope="module")
+async def terminal() -> AsyncIterator[Terminal]:
+    """A stack for tests that leave it as it is."""
+    with TemporaryDirectory(prefix="satchel-") as made:
+        async with launched(Path(made)) as started:
+            await started.read_until("Ctrl-C stops everything")
+            yield started
+
+
 async def test_the_stack_starts_mends_itself_and_leaves_nothing(home: Path) -> None:
     async with launched(home) as terminal, httpx.AsyncClient(base_url=terminal.url) as http:
         await terminal.read_until(r"Ready in \d+\.\d s")
@@ -108,10 +117,9 @@ async def test_the_stack_starts_mends_itself_and_leaves_nothing(home: Path) -> N
     assert left_behind(home) == []
 
 
-async def test_a_code_that_would_be_mailed_is_found_where_the_terminal_says(home: Path) -> None:
-    async with launched(home) as terminal, httpx.AsyncClient(base_url=terminal.url) as http:
+async def test_a_code_that_would_be_mailed_is_found_where_the_terminal_says(terminal: Terminal) -> None:
+    async with httpx.AsyncClient(base_url=terminal.url) as http:
         log = Path((await terminal.read_until(r"grep one_time_code (\S+)\n"))[1])
-        await terminal.read_until("Ctrl-C stops everything")
         account = {"email": "ada@example.com", "password": "correct horse battery"}
         assert (await http.post("/v1/auth/signup", json=account)).status_code == 201
         assert (await http.post("/auth/password/request-reset", json={"email": account["email"]})).status_code == 200
@@ -125,9 +133,8 @@ async def test_a_code_that_would_be_mailed_is_found_where_the_terminal_says(home
         assert (await http.post("/auth/password/reset", json=reset)).status_code == 200
 
 
-async def test_metrics_are_where_the_terminal_says(home: Path) -> None:
-    async with launched(home) as terminal, httpx.AsyncClient() as http:
-        await terminal.read_until("Ctrl-C stops everything")
+async def test_metrics_are_where_the_terminal_says(terminal: Terminal) -> None:
+    async with httpx.AsyncClient() as http:
         places = dict(re.findall(r"(?m)^ +(\S+) +pid .* metrics (\S+:\d+)", terminal.printed))
         assert places.keys() == set(SERVICES)
         for place in places.values():

@@ -509,10 +509,22 @@ class TestWhenGarminIsUnwell:
         assert (status["status"], status["created"], status["failed"]) == ("completed", 6, 0)
         await ada.activities(6)
 
-    async def test_a_list_that_is_refused_for_a_moment_is_asked_for_again(self, ada: Linked, standin: StandIn) -> None:
+    async def test_a_list_that_is_refused_for_a_moment_is_asked_for_again(
+        self, ada: Linked, standin: StandIn, edge: Edge
+    ) -> None:
         add_runs(ada.account, 1)
         standin.trouble("/activitylist-service/", status=403, times=1)
-        status = await ada.synced()
+        await ada.start()
+
+        async def waits_no_longer() -> bool:
+            """It waited, and the time for which it was to wait is over."""
+            over = "UPDATE procrastinate_jobs SET scheduled_at = now() WHERE lock = %s AND scheduled_at > now()"
+            with psycopg.connect(edge.mesh.config.database_url) as connection:
+                connection.execute("SET search_path TO garmin")
+                return connection.execute(over, [ada.phone.user_id]).rowcount == 1
+
+        await until(waits_no_longer)
+        status = await ada.until_over()
         assert (status["status"], status["created"]) == ("completed", 1)
 
     async def test_a_lost_link_ends_it_quietly(self, ada: Linked, standin: StandIn) -> None:

@@ -65,6 +65,7 @@ async def test_while_health_is_killed_again_and_again_nothing_is_lost_or_counted
             while not done:
                 await push(phone, change(), change())
                 pushed += 1
+                await asyncio.sleep(0.02)  # or the process that is to rise gets no time to
 
         pushing = asyncio.create_task(pushes())
         for _ in range(3):

@@ -23,7 +23,7 @@ from services.health.devices_store import DeviceStore
 from services.health.outcomes_convert import report_from_pb
 from services.health.outcomes_domain import Outcomes
 from services.health.outcomes_store import OutcomeStore
-from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from tests.conftest import Edge, config_for, service_part
 from tests.health.reports import Reporter, message, new_tenant, outcome, report, reporting
 from tests.polling import until
 
@@ -275,9 +275,7 @@ async def test_what_was_being_counted_when_the_process_was_killed_is_counted_onc
     """A reporter repeats a report until it is taken; the process dies again and again meanwhile."""
     config = config_for(tmp_path / "home", database_url=database_url, redis_url=redis_url)
     async with AsyncExitStack() as stack:
-        child = await stack.enter_async_context(running(service_part("all", config, tmp_path)))
-        edge = await stack.enter_async_context(envoy_for(config, tmp_path / "edge"))
-        await until_healthy(edge)
+        child = await stack.enter_async_context(running(service_part("health", config, tmp_path)))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(config.health_address))
         reporter, user = Reporter(config, channel), str(uuid4())
         sent, killed = 0, False

@@ -17,11 +17,13 @@ import pytest
 from deploy.parts import Child, running
 from deploy.postgres import postgres_part
 from deploy.redis import redis_part
-from runtime.config import SERVICES
-from tests.conftest import Edge, config_for, edge_of, envoy_for, service_part, until_healthy
+from runtime.server import serving
+from tests.conftest import ALL, Edge, config_for, edge_of, envoy_for, service_part, until_healthy
 from tests.factories import PASSWORD, Phone, device_session
 
 PATIENCE = 20.0
+# Those that need not be processes when the sessions service is to be killed.
+OTHERS = {name: service for name, service in ALL.items() if name != "sessions"}
 
 
 @pytest.fixture
@@ -134,9 +136,8 @@ async def test_a_killed_service_is_unavailable_at_once_and_back_when_it_is(datab
     config = config_for(directory / "home", database_url=database_url)
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(envoy_for(config, directory / "edge"))
-        children = {
-            name: await stack.enter_async_context(running(service_part(name, config, directory))) for name in SERVICES
-        }
+        await stack.enter_async_context(serving(config, OTHERS))
+        records = await stack.enter_async_context(running(service_part("sessions", config, directory)))
         await until_healthy(edge)
         phone = await edge.phone()
         sessions = [device_session() for _ in range(50)]
@@ -154,12 +155,12 @@ async def test_a_killed_service_is_unavailable_at_once_and_back_when_it_is(datab
                 await asyncio.sleep(0.05)
             return again
 
-        children["sessions"].kill()
-        await children["sessions"].wait()
+        records.kill()
+        await records.wait()
         pushing = asyncio.create_task(hand_over())
         assert (await until(lambda: edge.http.get("/healthz"), 503)).json()["status"] == "down"
         assert (await phone.call("GET", "/v1/auth/me")).status_code == 200, "the others go on"
-        await children["sessions"].start()
+        await records.start()
         assert await pushing > 0
         assert (await phone.call("GET", "/users/me/stats")).json()["total_sessions"] == 50
 
@@ -191,8 +192,7 @@ async def test_two_replicas_share_one_address_and_cover_for_each_other(database_
     config = config_for(directory / "home", database_url=database_url, share_address=True)
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(envoy_for(config, directory / "edge"))
-        for name in set(SERVICES) - {"sessions"}:
-            await stack.enter_async_context(running(service_part(name, config, directory)))
+        await stack.enter_async_context(serving(config, OTHERS))
         replicas = [
             await stack.enter_async_context(running(service_part("sessions", config, directory))) for _ in range(2)
         ]

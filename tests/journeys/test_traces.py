@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -161,9 +162,9 @@ async def test_a_collector_that_is_away_costs_nothing_but_the_traces(database_ur
     async with traced_mesh(database_url, tmp_path, port, "auth", "sessions") as (edge, children):
         phone = await edge.phone()
         assert (await phone.call("GET", "/users/me/stats")).status_code == 200
-        for child in children:
-            await child.stop()
-            assert await child.wait() == 0, "nobody had to end it by force"
+        await asyncio.gather(*(child.stop() for child in children))
+        codes = [await child.wait() for child in children]
+        assert codes == [0, 0], "nobody had to end them by force"
 
 
 async def test_nothing_of_ours_is_loaded_while_it_is_off_and_a_library_that_is_missing_is_named() -> None:
@@ -185,8 +186,8 @@ async def test_nothing_of_ours_is_loaded_while_it_is_off_and_a_library_that_is_m
         "    sys.exit('requirements/traces.txt' not in str(error))\n"
         "sys.exit(1)\n"
     )
-    for check in (off, missing):
-        await completed(Part(name="check", command=[sys.executable, "-c", check], log=Path("/dev/null")))
+    checks = [Part(name="check", command=[sys.executable, "-c", one], log=Path("/dev/null")) for one in (off, missing)]
+    await asyncio.gather(*(completed(check) for check in checks))
 
 
 @pytest.mark.parametrize("endpoint", ["collector", "https://collector:4317", "http://collector", "http://a b:1"])

@@ -21,7 +21,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from deploy.edge import reaches_all
 from deploy.parts import Child, running
 from runtime.config import SERVICES
-from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
+from runtime.server import serving
+from tests.conftest import ALL, Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import Phone
 from tests.websockets import PATIENCE, Frame, Line, line, record, voice
 
@@ -481,7 +482,7 @@ class TestProcesses:
     async def test_a_stopping_door_sends_phones_away_with_4503_after_their_answers(
         self, database_url: str, redis_url: str, tmp_path: Path
     ) -> None:
-        async with _mesh(database_url, redis_url, tmp_path) as (edge, parts):
+        async with _mesh(database_url, redis_url, tmp_path, "websocket") as (edge, parts):
             phone = await edge.phone()
             async with line(edge, phone.access_token) as one:
                 await one.beat()
@@ -499,7 +500,7 @@ class TestProcesses:
     async def test_phones_are_told_when_sessions_is_away_and_get_in_when_it_is_back(
         self, database_url: str, redis_url: str, tmp_path: Path
     ) -> None:
-        async with _mesh(database_url, redis_url, tmp_path) as (edge, parts):
+        async with _mesh(database_url, redis_url, tmp_path, "sessions") as (edge, parts):
             phone = await edge.phone()
             async with line(edge, phone.access_token) as one:
                 await one.beat()
@@ -517,7 +518,7 @@ class TestProcesses:
                     pass
 
     async def test_a_token_is_in_no_log(self, database_url: str, redis_url: str, tmp_path: Path) -> None:
-        async with _mesh(database_url, redis_url, tmp_path, log_level="debug") as (edge, _):
+        async with _mesh(database_url, redis_url, tmp_path, *SERVICES, log_level="debug") as (edge, _):
             phone = await edge.phone()
             token = phone.access_token
             for given in ({"token": token}, {"access_token": token}, {"client": {"subprotocols": ["bearer", token]}}):
@@ -557,15 +558,16 @@ async def _beats(edge: Edge, phone: Phone) -> bool:
 
 @asynccontextmanager
 async def _mesh(
-    database_url: str, redis_url: str, directory: Path, **settings: str
+    database_url: str, redis_url: str, directory: Path, *names: str, **settings: str
 ) -> AsyncIterator[tuple[Edge, dict[str, Child]]]:
-    """Every service as a process of its own, and the processes by their names."""
+    """Services of these `names` as processes, by their names; the others are in this one."""
     config = config_for(directory / "home", database_url=database_url, redis_url=redis_url)
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(envoy_for(config, directory))
+        await stack.enter_async_context(serving(config, {name: ALL[name] for name in SERVICES if name not in names}))
         parts = {
             name: await stack.enter_async_context(running(service_part(name, config, directory, **settings)))
-            for name in SERVICES
+            for name in names
         }
         await until_healthy(edge)
         async with asyncio.timeout(PATIENCE):
