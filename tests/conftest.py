@@ -17,7 +17,7 @@ import httpx
 import jwt
 import psycopg
 import pytest
-from argon2.profiles import RFC_9106_LOW_MEMORY
+from argon2.profiles import CHEAPEST, RFC_9106_LOW_MEMORY
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
@@ -42,7 +42,6 @@ from services.health.app import service as health
 from services.sessions.app import service as sessions
 from services.uploads.app import service as uploads
 from services.websocket.app import service as websocket
-from tests.cheap_hashes import cheap_hashes
 from tests.factories import Phone
 
 ALL = {
@@ -122,8 +121,9 @@ def logs() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def hashes() -> Iterator[None]:
-    """Cheap ones, but for `costly_hashes` and in processes that run a service as production does."""
-    with cheap_hashes():
+    """Cheap ones, but for `costly_hashes`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "COST", CHEAPEST)
         yield
 
 
@@ -232,7 +232,10 @@ async def envoy_for(
 
 
 def service_part(name: str, config: Config, directory: Path, **settings: str) -> Part:
-    """A service as a process of its own, as production runs it; `settings` are further ones by their names."""
+    """A service as a process of its own, as production runs it but for cheap hashes of passwords.
+
+    `settings` are further ones by their names.
+    """
     addresses = {f"SATCHEL_{one.upper()}_ADDRESS": config.address(one) for one in SERVICES}
     addresses["SATCHEL_WEBSOCKET_LISTEN"] = config.websocket_listen
     environment = {
@@ -247,14 +250,10 @@ def service_part(name: str, config: Config, directory: Path, **settings: str) ->
         **addresses,
         **{f"SATCHEL_{field.upper()}": text for field, text in settings.items()},
     }
-    command = [sys.executable, "-m", "services" if name == "all" else f"services.{name}"]
+    module = "services" if name == "all" else f"services.{name}"
+    hashing = ["tests.cheap_hashes"] if name in ("all", "auth") else []
+    command = [sys.executable, "-m", *hashing, module]
     return Part(name=name, command=command, log=directory / f"{name}.log", env=environment)
-
-
-def cheap_part(config: Config, directory: Path, **settings: str) -> Part:
-    """Every service in one process, where hashes of passwords are cheap."""
-    part = service_part("all", config, directory, **settings)
-    return replace(part, command=[sys.executable, "-m", "tests.cheap_hashes"])
 
 
 async def until_healthy(edge: Edge) -> None:
@@ -273,7 +272,7 @@ async def edge(
     """
     directory = tmp_path_factory.mktemp("edge")
     config = config_for(directory / "home", database_url=new_database(), redis_url=redis_url)
-    async with running(cheap_part(config, directory)), envoy_for(config, directory) as started:
+    async with running(service_part("all", config, directory)), envoy_for(config, directory) as started:
         await until_healthy(started)
         yield started
 

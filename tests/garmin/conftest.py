@@ -9,7 +9,7 @@ import garminconnect.client
 import pytest
 
 from deploy.parts import running
-from tests.conftest import Edge, cheap_part, config_for, envoy_for, until_healthy
+from tests.conftest import Edge, config_for, envoy_for, service_part, until_healthy
 from tests.garmin.standin import StandIn, standing_in
 
 
@@ -39,7 +39,7 @@ async def edge(
     """One mesh, in a process of its own, for all tests that leave Garmin well. Its log is beside Envoy's."""
     directory = tmp_path_factory.mktemp("garmin")
     config = config_for(directory / "home", database_url=new_database(), redis_url=redis_url, garmin_url=standin.url)
-    part = cheap_part(config, directory, log_level="debug")
+    part = service_part("all", config, directory, log_level="debug")
     async with running(part), envoy_for(config, directory) as started:
         await until_healthy(started)
         yield started
