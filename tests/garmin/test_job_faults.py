@@ -69,6 +69,10 @@ class Stand:
         with psycopg.connect(self.config.database_url, autocommit=True) as connection:
             return connection.execute(statement, values).fetchall()
 
+    def let_claims_pass(self) -> None:
+        """As if the time was over for which nobody else tells what somebody died over."""
+        self.query("UPDATE uploads.outbox SET due_time = now() RETURNING id")
+
     def runs(self, linked: Linked) -> int:
         """How often the user's last synchronization was begun or taken up."""
         found = self.query("SELECT runs FROM garmin.jobs WHERE user_id = %s", linked.phone.user_id)
@@ -208,6 +212,7 @@ async def test_uploads_and_sessions_are_away_for_a_while(database_url: str, tmp_
         assert (await ada.status())["status"] == "in_progress"
         for name in ("sessions", "uploads"):
             await stand.rise(name)
+        stand.let_claims_pass()
         status = await ada.until_over(PATIENCE)
         assert (status["status"], status["failed"]) == ("completed", 0)
         assert status["created"] + status["duplicates"] == RUNS
@@ -248,4 +253,5 @@ async def test_postgresql_is_away_for_a_while(tmp_path: Path, standin: StandIn) 
             await server.wait()
             await server.start()
             await server.until_ready()
+            stand.let_claims_pass()
             await check_all_came_once(ada, interruptions=2)

@@ -33,7 +33,7 @@ async def test_a_number_changes_by_itself_when_a_phone_has_synced(desk: Tab, ten
     page, phone = desk.page, await tenant.phone()
     await expect(page.locator("#counts")).to_contain_text("No syncs")
     await tenant.report(phone, syncs=40, items=200, conflicts=1, duration_ms=1234, platform="ios", app_version="4.2.1")
-    await expect(page.locator("#counts")).to_have_text("40 syncs by 1 device in the last hour.")
+    await expect(page.locator("#counts")).to_contain_text("40 syncs by 1 device in the last hour.")
     await expect(desk.tile("success_rate").locator(".value")).to_have_text("100")
     await expect(desk.tile("conflict_rate").locator(".value")).to_have_text("0.5")
     await expect(desk.tile("avg_sync_duration_ms").locator(".figure")).to_have_text("30.9 ms")
@@ -116,7 +116,7 @@ async def test_while_nothing_reaches_it_the_page_says_so_and_comes_back(new_tab:
     await tenant.report(phone, syncs=1)
     await page.unroute_all()
     await page.get_by_role("button", name="Try now").click()
-    await expect(page.locator("#counts")).to_have_text("8 syncs by 1 device in the last 24 hours.")
+    await expect(page.locator("#counts")).to_contain_text("8 syncs by 1 device in the last 24 hours.")
     await expect(page.locator("#stale")).to_be_hidden()
     await expect(page.locator("#plots .state")).to_be_empty()
     assert all("net::ERR_FAILED" in one for one in tab.complaints), tab.complaints

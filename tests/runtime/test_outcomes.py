@@ -117,7 +117,7 @@ class TestNoting:
         assert found == ([counted] if counted else [])
 
     def test_a_hundred_thousand_devices_take_no_more_room_than_the_table_has(self) -> None:
-        outcomes, dropped = Outcomes(), value(OUTCOMES_DROPPED)
+        outcomes, dropped = Outcomes(now=lambda: 1_700_000_000.0), value(OUTCOMES_DROPPED)
         people = [Somebody(uuid4()) for _ in range(100_000)]
         tracemalloc.start()
         try:
