@@ -44,8 +44,9 @@ demo: $(VENV)/.run-stamp  ## Let simulated phones use what `make run` runs (ARGS
 upload: $(VENV)/.run-stamp  ## Upload a file, or go on with it (FILE=ride.fit ARGS="--email ada@example.com")
 	@$(BIN)/python -m clients.upload "$(FILE)" $(ARGS)
 
+# Processes are killed under deadlines, on whatever machine there is: what fails is tried once more, and R says so.
 test: $(VENV)/.dev-stamp gen/.stamp  ## Run the tests, on a real database and a real edge (ARGS="-k name")
-	@$(BIN)/python -m pytest -q -n auto $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --reruns 1 -raR $(ARGS)
 
 converge: $(VENV)/.dev-stamp gen/.stamp  ## Let phones go offline and parts die for long (ARGS="--steps 100000 --seed 7")
 	@$(BIN)/python -m tests.convergence $(ARGS)

@@ -52,6 +52,13 @@ ALL = {
     "garmin": garmin,
     "websocket": websocket,
 }
+# A service answers 401 to somebody without a token, and the edge 503 while it does not know that the service is up.
+REACHES = {
+    "auth": "/v1/auth/me",
+    "sessions": "/api/v1/sync/pull",
+    "uploads": "/api/v1/uploads/limits",
+    "health": "/api/v1/sync/health",
+}
 TEMPLATE = "satchel_template"
 # Nobody is there: what has no stand-in for Garmin must not find the real one.
 NO_GARMIN = "http://127.0.0.1:9"
@@ -257,9 +264,11 @@ def service_part(name: str, config: Config, directory: Path, **settings: str) ->
 
 
 async def until_healthy(edge: Edge) -> None:
+    """Returns when the services are up, and the edge knows it too."""
     async with asyncio.timeout(30):
-        while (await edge.http.get("/healthz")).status_code != 200:
-            await asyncio.sleep(0.02)
+        for path in ("/healthz", *REACHES.values()):
+            while (await edge.http.get(path)).status_code not in (200, 401):
+                await asyncio.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

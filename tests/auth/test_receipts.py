@@ -18,7 +18,7 @@ from deploy.parts import Child, running
 from runtime.config import SERVICES
 from runtime.server import serving
 from services.auth.deletions_domain import Receipts
-from tests.conftest import ALL, Edge, config_for, envoy_for, service_part, until_healthy
+from tests.conftest import ALL, REACHES, Edge, config_for, envoy_for, service_part, until_healthy
 from tests.factories import Phone, change, puzzle_session
 from tests.polling import until
 
@@ -121,6 +121,14 @@ async def mesh_with_processes(
     await stack.enter_async_context(serving(config, {name: ALL[name] for name in SERVICES if name not in names}))
     children = [await stack.enter_async_context(running(service_part(name, config, directory))) for name in names]
     await until_healthy(edge)
+    somebody = await edge.phone()
+
+    async def all_believe_them() -> bool:
+        """Who asked for auth's keys before it was up asks again a moment later."""
+        answers = [await somebody.call("GET", path) for path in REACHES.values()]
+        return all(answer.status_code == 200 for answer in answers)
+
+    await until(all_believe_them)
     return edge, children
 
 

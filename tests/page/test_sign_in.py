@@ -18,6 +18,7 @@ from services.auth.tokens import AccessTokens
 from tests.conftest import Edge
 from tests.factories import PASSWORD
 from tests.page.conftest import Tab, Tenant
+from tests.polling import until
 
 NewTab = Callable[..., Awaitable[Tab]]
 # What Chromium says by itself of an answer that is a refusal.
@@ -41,8 +42,12 @@ async def test_an_administrator_signs_in_and_stays_so_until_signing_out(desk: Ta
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_label("E-mail")).to_be_visible()
     assert await page.evaluate("() => sessionStorage.length") == 0
-    me = await tenant.edge.http.get("/v1/auth/me", headers={"authorization": f"Bearer {token}"})
-    assert me.status_code == 401
+
+    async def dead() -> bool:
+        me = await tenant.edge.http.get("/v1/auth/me", headers={"authorization": f"Bearer {token}"})
+        return me.status_code == 401
+
+    await until(dead)
 
 
 async def test_a_wrong_password_is_said_and_the_right_one_still_works(new_tab: NewTab, tenant: Tenant) -> None:
