@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from psycopg.errors import LockNotAvailable
 
 from runtime.call import Principal
 from runtime.errors import Failure, Reason
@@ -76,7 +77,12 @@ async def finalized(replica: Replica, caller: Principal, upload: Upload) -> Any:
 
 
 async def cancelled(replica: Replica, caller: Principal, upload: Upload) -> Any:
-    return await outcome(replica.uploads.cancel(caller, str(upload.id)))
+    """As a phone that comes again when it is told to, since others hold the upload or wait for it."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with suppress(LockNotAvailable):
+                return await outcome(replica.uploads.cancel(caller, str(upload.id)))
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
