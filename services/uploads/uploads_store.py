@@ -9,7 +9,9 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from psycopg import AsyncCursor
 from psycopg.errors import LockNotAvailable
+from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from runtime.arrays import Integers
@@ -296,7 +298,8 @@ class UploadStore:
     async def used(self, user_id: UUID, now: datetime) -> int:
         """Bytes of the user's files and of those that are on their way."""
         async with self._database.statements() as statements:
-            return await _used(statements.connection, user_id, now)
+            used = await statements.connection.execute(_USED, [user_id, now], prepare=True)
+            return await _bytes(used)
 
     async def living_of(self, user_id: UUID, limit: int) -> list[UUID]:
         """Up to `limit` of the user's uploads and files."""
@@ -363,11 +366,11 @@ class Starting:
             closed = await self.connection.execute(_CLOSED, [self._user_id], prepare=True)
             found = await self.connection.execute(_SAME, [*same, wanted.create_time], prepare=True)
             used = await self.connection.execute(_USED, [self._user_id, wanted.create_time], prepare=True)
-        row, bytes_used = await found.fetchone(), await used.fetchone() or {"bytes": 0}
+        row = await found.fetchone()
         return Standing(
             closed=await closed.fetchone() is not None,
             same=upload_of(row) if row else None,
-            used=int(bytes_used["bytes"]),
+            used=await _bytes(used),
         )
 
     def in_one_trip(self) -> AbstractAsyncContextManager[object]:
@@ -397,8 +400,8 @@ async def _one(connection: Connection, statement: str, values: Sequence[Any]) ->
     return upload_of(row) if row else None
 
 
-async def _used(connection: Connection, user_id: UUID, now: datetime) -> int:
-    row = await (await connection.execute(_USED, [user_id, now], prepare=True)).fetchone()
+async def _bytes(used: AsyncCursor[DictRow]) -> int:
+    row = await used.fetchone()
     return int(row["bytes"]) if row else 0
 
 

@@ -16,6 +16,8 @@ import grpc
 import jwt
 import psycopg
 import pytest
+from argon2 import extract_parameters
+from argon2.profiles import RFC_9106_LOW_MEMORY
 from satchel.auth.v1 import auth_pb2, auth_pb2_grpc
 
 from runtime.keys import mesh_secret, signing_keys
@@ -340,6 +342,7 @@ async def test_a_lapsed_subscription_is_judged_when_it_is_read(edge: Edge, phone
 async def test_an_unknown_account_takes_as_long_as_a_wrong_password() -> None:
     passwords = Passwords()
     stored = await passwords.hash(PASSWORD)
+    assert extract_parameters(stored) == RFC_9106_LOW_MEMORY
     await passwords.verify(None, PASSWORD)
     took: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(5):
