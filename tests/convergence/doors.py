@@ -24,6 +24,7 @@ DEADLINE = 20.0  # seconds
 
 # A replica that stops cancels what it has not begun.
 CANCELLED = 499  # nginx wrote it first, and Envoy makes it of what gRPC calls cancelled
+_DECIDED = "decided already"
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
@@ -89,7 +90,7 @@ class RestDoor:
     async def decide(self, conflict_id: str, choice: str, merged: Data) -> int:
         request = {"resolution": choice, **({"client_data": merged} if choice == "merge" else {})}
         answer = await self._call("POST", f"/api/v1/sync/conflicts/{conflict_id}/resolve", json=request)
-        if answer.status_code == 409:
+        if answer.status_code == 409 and _DECIDED in answer.text:
             raise TooLate
         return int(_body(answer)["version"])
 
@@ -143,7 +144,7 @@ class GrpcDoor:
         try:
             return int((await self._call(self._stub.ResolveConflict, request)).version)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.ABORTED:
+            if error.code() is grpc.StatusCode.ABORTED and _DECIDED in (error.details() or ""):
                 raise TooLate from error
             raise
 

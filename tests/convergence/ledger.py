@@ -148,7 +148,7 @@ class Ledger:
 def verify(ledger: Ledger, feed: Sequence[Entry], log: Sequence[Logged]) -> Model:
     """Every claim about one user, who is quiet by now: `feed` is the whole feed, `log` the whole log of conflicts."""
     every_push_was_answered_and_its_repeats_alike(ledger)
-    authors = every_version_has_one_author(ledger, feed)
+    authors = every_version_has_one_author(ledger, feed, log)
     no_pull_went_back(ledger, feed)
     order = one_order_explains_all(ledger, authors, [*ledger.pulled, feed])
     return the_model_agrees(ledger, authors, order, feed, log)
@@ -164,7 +164,9 @@ def every_push_was_answered_and_its_repeats_alike(ledger: Ledger) -> None:
             assert ids[0] == ids[1], f"{push} was repeated and met its conflicts anew"
 
 
-def every_version_has_one_author(ledger: Ledger, feed: Sequence[Entry]) -> dict[tuple[Key, int], Action]:
+def every_version_has_one_author(
+    ledger: Ledger, feed: Sequence[Entry], log: Sequence[Logged]
+) -> dict[tuple[Key, int], Action]:
     """Versions 1 to n of every record, each by one acknowledged change or one decision; nothing is there twice."""
     authors: dict[tuple[Key, int], Action] = {}
     for push in ledger.pushes:
@@ -200,7 +202,9 @@ def every_version_has_one_author(ledger: Ledger, feed: Sequence[Entry]) -> dict[
             authors[place] = candidates[0]
             unknown[key].remove(candidates[0])
     for key, cases in unknown.items():
-        assert not cases, f"{key}: a decision left no version: {cases}"
+        others = [case for case in ledger.cases.values() if case.key == key and case not in cases]
+        logged = [one for one in log if one.key == key]
+        assert not cases, f"{key}: a decision left no version: {cases}; others: {others}; the log: {logged}"
     return authors
 
 
