@@ -14,14 +14,14 @@ from pathlib import Path
 
 import uvloop
 
-from bench import batched, calls, files, garmin, growth, health, identity, latency, report, streams, sync
+from bench import batched, calls, files, garmin, growth, health, identity, latency, page, report, streams, sync
 from bench.machine import allow_files, machine
 from bench.memory import Usage, usage
 from bench.rounds import Pair, compare
 from bench.stack import stack
 
 GROUPS = (
-    *("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "health", "garmin"),
+    *("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "health", "page", "garmin"),
     *("memory", "start"),
 )
 STARTS = 3
@@ -64,6 +64,9 @@ machine's cores with everything they measure.
 - Health: the floor of pushing is a sessions process of its own in the same stack, which reports nothing. The figures
   are those of {health.DEVICES:,} devices that synced within {health.HOURS} hours, in {len(health.DOMAINS)} domains each
   minute; the floor adds up the same rows on one psycopg connection. One caller asks, one call after the other.
+- The page: {page.LOADS} visits in headless Chromium to the page that asks for a password, each with an empty cache,
+  from the beginning of the navigation to the first contentful paint; the floor is a page of one word from Python's
+  http.server. Left out where there is no chromium on PATH.
 - Garmin: {garmin.COUNT:,} FIT recordings of about {garmin.BYTES // 1000} KB, each of its own hour, one record a
   second, from a stand-in on this machine by way of the real library, through uploads (parsed, stored, hashed) until the
   last one is in the user's feed. Meanwhile the user asks for the status, one call after the other, 50 ms apart.
@@ -121,6 +124,9 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                 lines.append(health.figures(asked))
             if "files" in groups:
                 lines += [files.finalizing(finalized), await files.memory(running)]
+            if "page" in groups:
+                _say("Measuring page")
+                lines += await page.lines(running, directory)
             if "latency" in groups:
                 _say("Measuring latency")
                 lines += await latency.lines(running)

@@ -84,6 +84,7 @@ async def pairs(stack: Stack, home: Path, exit: AsyncExitStack, took: list[float
             figure=sending[0],
             floor=sending[1],
             target=0.98,
+            turns=5,
         ),
         Pair(
             name=f"GetSyncHealth, {HOURS} h of {DEVICES:,} devices, gRPC",
