@@ -26,6 +26,8 @@ BATCH: Final = 100
 BATCH_BYTES: Final = 4 * 1024 * 1024
 # After so long a replica that has taken a user up is believed to be gone; longer than any attempt.
 CLAIM: Final = timedelta(seconds=60)
+# So long before that, nobody else has taken them up, and no statement of ours is under way any more when they do.
+SURELY_OURS: Final = timedelta(seconds=20)
 # So many users in a row whose call found nobody: it is not about them.
 UNHEARD: Final = 3
 
@@ -89,14 +91,17 @@ class Relay:
         self._store = store
         self._store_records = store_records
         self._now = now
+        self._taken: tuple[Batch, datetime] | None = None
+        """What is taken up and neither finished nor put off, and until when it is nobody else's."""
 
     async def carry_out(self) -> None:
         """Tells all that is due; what fails is put off, longer each time. Raises when the database is away.
 
         Where nobody listens, the users that are next need not be tried, and nobody is kept waiting for longer.
         """
+        await self._give_back()
         unheard = 0
-        while unheard < UNHEARD and (batch := await self._store.take(self._now(), CLAIM, BATCH)):
+        while unheard < UNHEARD and (batch := await self._take()):
             records = list(_sendable(batch))
             try:
                 outcomes = await self._tell(batch, records)
@@ -107,12 +112,30 @@ class Relay:
                 unheard += away
                 until = self._now() + (FIRST_PAUSE if away else pause_after(batch.attempts))
                 await self._store.put_off(batch, until, attempts=batch.attempts + (not away))
+                self._taken = None
                 continue
             unheard = 0
             for record, receipt in outcomes:
                 _report(batch, record, receipt)
             rejected = [record for record, receipt in outcomes if receipt.status == "REJECTED"]
             await self._store.finish(batch, [one for one in records if one not in rejected], rejected)
+            self._taken = None
+
+    async def _take(self) -> Batch | None:
+        until = self._now() + CLAIM
+        batch = await self._store.take(self._now(), CLAIM, BATCH)
+        if batch is not None:
+            self._taken = batch, until
+        return batch
+
+    async def _give_back(self) -> None:
+        """Puts back what the database went away over, so that it need not wait until it is anybody's again."""
+        if self._taken is not None:
+            batch, until = self._taken
+            # Not when it is about to be somebody else's: two who tell of one user could do it in the wrong order.
+            if self._now() < until - SURELY_OURS:
+                await self._store.put_off(batch, self._now(), attempts=batch.attempts)
+            self._taken = None
 
     async def _tell(self, batch: Batch, records: Sequence[Outgoing]) -> list[tuple[Outgoing, StoreReceipt]]:
         asked = [RecordToStore(domain=one.domain, id=one.record_id, data=_text(one.data)) for one in records]
