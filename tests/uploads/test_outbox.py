@@ -13,7 +13,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import grpc
+import psycopg
 import pytest
+from psycopg import sql
 
 from deploy.parts import Part, running
 from runtime.clock import utc_now
@@ -237,6 +239,67 @@ async def test_one_that_dies_after_it_has_told_and_before_it_has_noted_tells_not
     assert statuses == [["APPLIED", "APPLIED", "DUPLICATE"], ["DUPLICATE"] * 3]
     assert (await feed(db, user_id), await last_position(db, user_id)) == before
     assert await waiting(db) == 0
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_what_the_database_went_away_over_is_told_as_soon_as_it_is_back(
+    server_url: str, database_url: str, db: Database, elsewhere: Elsewhere, clock: Clock, told: bool
+) -> None:
+    user_id = uuid4()
+    await put(db, user_id, ("a", file()), ("b", file()))
+    name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+
+    async def reachable(is_reachable: bool) -> None:
+        async with await psycopg.AsyncConnection.connect(server_url, autocommit=True) as server:
+            await server.execute(
+                sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}").format(
+                    sql.Identifier(str(name)), sql.Literal(is_reachable)
+                )
+            )
+            if not is_reachable:
+                await server.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+                )
+
+    async def tell(*given: Any) -> list[StoreReceipt]:
+        if not elsewhere.tried:
+            await reachable(False)
+        elsewhere.away = not told and not elsewhere.tried
+        return await elsewhere.store(*given)
+
+    relay = Relay(OutboxStore(db), tell, now=clock)
+    with pytest.raises(psycopg.OperationalError):
+        await relay.carry_out()
+    with pytest.raises(psycopg.Error):
+        await relay.carry_out()
+    assert len(elsewhere.tried) == 1
+    await reachable(True)
+    clock.time += SECOND
+    await relay.carry_out()
+    assert (elsewhere.calls[-1], await waiting(db)) == ((user_id, [("a", False), ("b", False)]), 0)
+
+
+async def test_what_the_database_was_away_over_for_long_is_left_to_who_may_have_it_by_now(
+    db: Database, elsewhere: Elsewhere, clock: Clock
+) -> None:
+    user_id = uuid4()
+    await put(db, user_id, ("a", file()))
+
+    async def break_off(*_: object, **__: object) -> None:
+        raise psycopg.OperationalError
+
+    store = OutboxStore(db)
+    one, other = (Relay(given, elsewhere.store, now=clock) for given in (store, OutboxStore(db)))
+    finish, store.finish = store.finish, break_off  # where it breaks
+    with pytest.raises(psycopg.OperationalError):
+        await one.carry_out()
+    store.finish = finish
+    clock.time += CLAIM - SECOND
+    await one.carry_out()
+    assert (len(elsewhere.calls), await waiting(db)) == (1, 1)
+    clock.time += SECOND
+    await other.carry_out()
+    assert (len(elsewhere.calls), await waiting(db)) == (2, 0)
 
 
 async def test_relays_and_the_sessions_service_are_killed_and_everything_is_told_once(
