@@ -166,6 +166,13 @@ async def redis_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[s
         yield url or ""
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what a first try failed of, though the second one may have passed."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.write_sep("_", f"first try of {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
+
+
 def url_of(server_url: str, database: str) -> str:
     """The URL of another database on the same server."""
     return server_url.replace("/satchel?", f"/{database}?", 1)
