@@ -20,7 +20,11 @@ SEEDS = [int(word) for word in os.environ.get("SATCHEL_CONVERGE_SEED", "1 2 3").
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_every_phone_converges_and_nothing_acknowledged_is_lost_or_doubled(mesh: World, seed: int) -> None:
-    counts = await Run(mesh, seed)(STEPS)
+    try:
+        counts = await Run(mesh, seed)(STEPS)
+    except Exception as error:
+        error.add_note(mesh.complaints())
+        raise
     print(f"seed {seed}: {told(counts)}")
     if STEPS < 1000:
         return
