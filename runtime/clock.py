@@ -74,9 +74,8 @@ def from_timestamp(field: str, message: Timestamp) -> datetime:
     try:
         if not 0 <= message.nanos <= 999_999_999:
             raise OverflowError
-        time = datetime.fromtimestamp(message.seconds, UTC)
-        return time.replace(microsecond=message.nanos // 1000) if message.nanos else time
-    except (OverflowError, ValueError, OSError):
+        return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
+    except OverflowError:
         raise invalid(field, "is no time of the years 1 to 9999", "INVALID_FORMAT") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -19,7 +20,11 @@ from runtime.mesh import HealthClient, channel
 from runtime.outcomes import Batch, Outcomes, Unnoted
 from runtime.telemetry import OUTCOME_ERRORS, OUTCOMES_REPORTED, logger
 
-INTERVAL: Final = 1.0
+INTERVAL: Final = 2.0
+# A report that took long is followed by a longer pause, in which the rows of a busy phone become one: so that what is
+# spent on reporting stays about a hundredth of the time.
+REST: Final = 100  # times what the report took
+LONGEST_REST: Final = 3  # intervals
 # The longest pause between two attempts while the health service is away.
 LONGEST_PAUSE: Final = 10.0
 BATCH: Final = 5000
@@ -27,6 +32,11 @@ BATCH: Final = 5000
 LAST_WORD: Final = 1.0
 
 _chance: Final = random.Random()  # noqa: S311  # spreads load, guards nothing
+
+
+def rest(took: float) -> float:
+    """How long to wait after a report that `took` so long; seconds."""
+    return max(INTERVAL, min(REST * took, LONGEST_REST * INTERVAL))
 
 
 class Reporter:
@@ -41,12 +51,14 @@ class Reporter:
         self._failing = False
 
     async def run(self) -> None:
-        """Reports what is noted, every second, until it is cancelled; less often while nobody listens."""
+        """Reports what is noted, every two to six seconds, until it is cancelled; less often while nobody listens."""
         pause = INTERVAL
         while True:
             # Processes that start together must not report together for ever.
             await asyncio.sleep(pause * _chance.uniform(0.8, 1.2))
-            pause = INTERVAL if await self.flush() else min(2 * pause, LONGEST_PAUSE)
+            begun = time.monotonic()
+            told = await self.flush()
+            pause = rest(time.monotonic() - begun) if told else min(2 * pause, LONGEST_PAUSE)
 
     async def flush(self, *, last: bool = False) -> bool:
         """Reports all that is noted. False: not all of it could be, and is kept.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Final
+from operator import add
+from typing import Final, NamedTuple
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """What happened; all of it adds up."""
 
     syncs: int = 0
@@ -28,5 +27,9 @@ class Counts:
     upload_bytes: int = 0
     """Of uploads that ended well."""
 
+    def plus(self, other: Counts) -> Counts:
+        """Both together."""
+        return Counts(*map(add, self, other))
 
-NAMES: Final = tuple(field.name for field in fields(Counts))
+
+NAMES: Final = Counts._fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
@@ -23,31 +24,31 @@ def report_from_pb(request: pb.ReportOutcomesRequest) -> Report:
     return Report(
         reporter=UUID(parse_uuid("reporter", request.reporter)),
         number=request.number,
-        outcomes=[_outcome_or_why(f"outcomes[{place}]", one) for place, one in enumerate(request.outcomes)],
+        outcomes=[_outcome_or_why(one) for one in request.outcomes],
         dropped=request.dropped,
     )
 
 
-def outcome_from_pb(path: str, message: pb.Outcome) -> Outcome:
+def outcome_from_pb(message: pb.Outcome) -> Outcome:
     """One outcome. Raises Failure: FIELD_MISSING, FIELD_INVALID."""
     if not message.HasField("time"):
-        raise missing(f"{path}.time")
+        raise missing("time")
     return Outcome(
         tenant_id=message.tenant_id,
-        user_id=UUID(parse_uuid(f"{path}.user_id", message.user_id)) if message.user_id else None,
+        user_id=UUID(parse_uuid("user_id", message.user_id)) if message.user_id else None,
         device_id=message.device_id,
         domain=message.domain,
-        time=from_timestamp(f"{path}.time", message.time),
+        time=from_timestamp("time", message.time),
         counts=Counts(
-            syncs=message.syncs,
-            failed_syncs=message.failed_syncs,
-            items=message.items,
-            conflicts=message.conflicts,
-            rejected=message.rejected,
-            duration_us=_whole(f"{path}.duration_ms", message.duration_ms * 1000),
-            uploads_completed=message.uploads_completed,
-            uploads_abandoned=message.uploads_abandoned,
-            upload_bytes=_whole(f"{path}.upload_bytes", message.upload_bytes),
+            message.syncs,
+            message.failed_syncs,
+            message.items,
+            message.conflicts,
+            message.rejected,
+            _whole("duration_ms", message.duration_ms * 1000),
+            message.uploads_completed,
+            message.uploads_abandoned,
+            _whole("upload_bytes", message.upload_bytes),
         ),
         said=Said(
             platform=_word(message.platform),
@@ -55,26 +56,27 @@ def outcome_from_pb(path: str, message: pb.Outcome) -> Outcome:
             app_version=_word(message.app_version),
             os_version=_word(message.os_version),
             clock_skew_us=(
-                _whole(f"{path}.clock_skew_ms", message.clock_skew_ms * 1000)
-                if message.HasField("clock_skew_ms")
-                else None
+                _whole("clock_skew_ms", message.clock_skew_ms * 1000) if message.HasField("clock_skew_ms") else None
             ),
         ),
     )
 
 
-def _outcome_or_why(path: str, message: pb.Outcome) -> Outcome | Failure:
+def _outcome_or_why(message: pb.Outcome) -> Outcome | Failure:
     try:
-        return outcome_from_pb(path, message)
+        return outcome_from_pb(message)
     except Failure as failure:
         return failure
 
 
 def _whole(field: str, number: float) -> int:
+    if -_FAR < number < _FAR:
+        return round(number)
     if not math.isfinite(number):
         raise invalid(field, "must be a number")
-    return round(max(-_FAR, min(_FAR, number)))
+    return round(math.copysign(_FAR, number))
 
 
+@lru_cache(maxsize=1024)
 def _word(text: str) -> str | None:
     return text[:MAX_WORD_CHARS].replace("\x00", "") or None

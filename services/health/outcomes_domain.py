@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 from runtime.errors import Failure, invalid
@@ -20,15 +20,14 @@ MAX_OUTCOMES: Final = 5000
 MAX_DOMAIN_CHARS: Final = 64
 # What a phone says of itself is cut here: it is shown to people, and nothing is looked up by it.
 MAX_WORD_CHARS: Final = 100
-# Numbers of one outcome; sums of very many of them still fit in 64 bits.
+# Numbers of one outcome; the sum of a report's still fits in 64 bits.
 MAX_MICROSECONDS: Final = 10**15
-MAX_BYTES: Final = 2**53
+MAX_BYTES: Final = 10**15
 
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Said:
+class Said(NamedTuple):
     """What a device said of itself; None: nothing."""
 
     platform: str | None = None
@@ -39,8 +38,7 @@ class Said:
     """How far its clock is ahead of ours; microseconds."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """All that a reporter saw of one device, or of a caller without one, in one minute."""
 
     tenant_id: int
@@ -105,7 +103,7 @@ class Outcomes:
         if len(report.outcomes) > MAX_OUTCOMES:
             raise invalid("outcomes", f"must be at most {MAX_OUTCOMES}", "TOO_LONG")
         now = self._now()
-        checked = [_checked(f"outcomes[{place}]", outcome, now) for place, outcome in enumerate(report.outcomes)]
+        checked = [_checked(place, outcome, now) for place, outcome in enumerate(report.outcomes)]
         outcomes = [one for one in checked if isinstance(one, Outcome)]
         senseless = [one for one in checked if isinstance(one, Failure)]
         taken = CheckedReport(
@@ -135,32 +133,32 @@ def is_domain(text: str) -> bool:
     return len(text) <= MAX_DOMAIN_CHARS and text.isprintable()
 
 
-def _checked(path: str, outcome: Outcome | Failure, now: datetime) -> Outcome | Failure:
-    if isinstance(outcome, Failure):
-        return outcome
+def _checked(place: int, outcome: Outcome | Failure, now: datetime) -> Outcome | Failure:
     try:
-        _check(path, outcome)
+        if isinstance(outcome, Failure):
+            raise outcome
+        _check(outcome)
     except Failure as failure:
-        return failure
+        return failure.within(f"outcomes[{place}]")
     # A reporter's clock may be some milliseconds ahead of ours; its minute must not be one that has not begun.
-    return outcome if outcome.time <= now else replace(outcome, time=now)
+    return outcome if outcome.time <= now else outcome._replace(time=now)
 
 
-def _check(path: str, outcome: Outcome) -> None:
+def _check(outcome: Outcome) -> None:
     """Raises Failure(FIELD_INVALID)."""
     counts = outcome.counts
     if outcome.tenant_id < 0:
-        raise invalid(f"{path}.tenant_id", "must be 0 or more")
+        raise invalid("tenant_id", "must be 0 or more")
     if outcome.device_id:
-        check_device_id(f"{path}.device_id", outcome.device_id)
+        check_device_id("device_id", outcome.device_id)
     if not is_domain(outcome.domain):
-        raise invalid(f"{path}.domain", "is no name of a domain", "INVALID_FORMAT")
+        raise invalid("domain", "is no name of a domain", "INVALID_FORMAT")
     if counts.failed_syncs > counts.syncs:
-        raise invalid(f"{path}.failed_syncs", "must be at most syncs")
+        raise invalid("failed_syncs", "must be at most syncs")
     if not 0 <= counts.duration_us <= MAX_MICROSECONDS:
-        raise invalid(f"{path}.duration_ms", f"must be 0 to {MAX_MICROSECONDS // 1000}")
+        raise invalid("duration_ms", f"must be 0 to {MAX_MICROSECONDS // 1000}")
     if not 0 <= counts.upload_bytes <= MAX_BYTES:
-        raise invalid(f"{path}.upload_bytes", f"must be 0 to {MAX_BYTES}")
+        raise invalid("upload_bytes", f"must be 0 to {MAX_BYTES}")
     skew = outcome.said.clock_skew_us
     if skew is not None and abs(skew) > MAX_MICROSECONDS:
-        raise invalid(f"{path}.clock_skew_ms", "is too far from 0")
+        raise invalid("clock_skew_ms", "is too far from 0")

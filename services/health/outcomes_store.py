@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from runtime.arrays import BigIntegers, Column, Integers, Texts, Times
 from runtime.database import Database
-from services.health.counts import NAMES
-from services.health.outcomes_domain import CheckedReport, Outcome
+from services.health.counts import NAMES, Counts
+from services.health.outcomes_domain import CheckedReport, Said
+from services.health.outcomes_sums import sums_of
 
 # Devices that are known of one user; of more, nothing is kept but what they add to the tenant's figures.
 MAX_DEVICES: Final = 100
@@ -30,14 +31,11 @@ _SHARE: Final = f"SELECT pg_advisory_xact_lock_shared({ERASING})"
 # In the order of their keys, here and below, so that reports never wait for each other in a circle.
 _ADD_MINUTES: Final = f"""
     INSERT INTO health.minutes AS known (tenant_id, time, domain, {COUNTS})
-    SELECT tenant_id, date_trunc('minute', time) AS minute, domain COLLATE "C" AS domain, {SUMS}
-    FROM unnest(%b::int4[], %b::timestamptz[], %b::text[], {_ARRAYS}) AS said (tenant_id, time, domain, {COUNTS})
-    GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    SELECT * FROM unnest(%b::int4[], %b::timestamptz[], %b::text[], {_ARRAYS})
+        AS said (tenant_id, time, domain, {COUNTS})
+    ORDER BY tenant_id, time, domain COLLATE "C"
     ON CONFLICT (tenant_id, time, domain) DO UPDATE SET {ADDED}"""  # noqa: S608  # of constants
-_SAID: Final = ("platform", "network_type", "app_version", "os_version", "clock_skew_us")
-_LATEST: Final = ", ".join(
-    f"(array_agg({name} ORDER BY time DESC) FILTER (WHERE {name} IS NOT NULL))[1] AS {name}" for name in _SAID
-)
+_SAID: Final = Said._fields
 _SAYS: Final = ", ".join(
     f"{name} = CASE WHEN excluded.say_time >= known.say_time THEN coalesce(excluded.{name}, known.{name})"
     f" ELSE coalesce(known.{name}, excluded.{name}) END"
@@ -55,23 +53,22 @@ _NOT_TOO_MANY: Final = f"""
 _ADD_DEVICES: Final = f"""
     INSERT INTO health.devices AS known (
         user_id, device_id, tenant_id, {COUNTS}, last_sync_time, say_time, {", ".join(_SAID)})
-    SELECT user_id, device_id COLLATE "C" AS device_id, tenant_id, {SUMS},
-        max(time) FILTER (WHERE syncs > 0), max(time), {_LATEST}
-    FROM unnest(
-        %b::uuid[], %b::text[], %b::int4[], %b::timestamptz[], {_ARRAYS}, %b::text[], %b::text[], %b::text[],
-        %b::text[], %b::int8[]) AS said (user_id, device_id, tenant_id, time, {COUNTS}, {", ".join(_SAID)})
+    SELECT * FROM unnest(
+        %b::uuid[], %b::text[], %b::int4[], {_ARRAYS}, %b::timestamptz[], %b::timestamptz[], %b::text[], %b::text[],
+        %b::text[], %b::text[], %b::int8[])
+        AS said (user_id, device_id, tenant_id, {COUNTS}, last_sync_time, say_time, {", ".join(_SAID)})
     WHERE {_LIVING} AND {_NOT_TOO_MANY}
-    GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    ORDER BY user_id, device_id COLLATE "C", tenant_id
     ON CONFLICT (user_id, device_id, tenant_id) DO UPDATE SET
         {ADDED}, {_SAYS}, last_sync_time = greatest(known.last_sync_time, excluded.last_sync_time),
         say_time = greatest(known.say_time, excluded.say_time)"""  # noqa: S608  # of constants
+# Of a user who is gone no device is known.
 _ADD_DEVICE_HOURS: Final = f"""
     INSERT INTO health.device_hours AS known (user_id, device_id, tenant_id, time, {COUNTS})
-    SELECT user_id, device_id COLLATE "C" AS device_id, tenant_id, date_trunc('hour', time) AS hour, {SUMS}
-    FROM unnest(%b::uuid[], %b::text[], %b::int4[], %b::timestamptz[], {_ARRAYS})
+    SELECT * FROM unnest(%b::uuid[], %b::text[], %b::int4[], %b::timestamptz[], {_ARRAYS})
         AS said (user_id, device_id, tenant_id, time, {COUNTS})
-    WHERE {_LIVING} AND {_KNOWN}
-    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+    WHERE {_KNOWN}
+    ORDER BY user_id, device_id COLLATE "C", tenant_id, time
     ON CONFLICT (user_id, device_id, tenant_id, time) DO UPDATE SET {ADDED}"""  # noqa: S608  # of constants
 _ADD_DROPS: Final = """
     INSERT INTO health.drops AS known (time, outcomes) VALUES (date_trunc('minute', %b::timestamptz), %b::int8)
@@ -98,28 +95,27 @@ class OutcomeStore:
 
 
 def _statements(report: CheckedReport, now: datetime) -> Iterable[tuple[str, Sequence[Any]]]:
-    outcomes = report.outcomes
-    if outcomes:
-        domains = Texts([one.domain for one in outcomes])
-        yield _ADD_MINUTES, [_tenants(outcomes), _times(outcomes), domains, *_counts(outcomes)]
-    if devices := [one for one in outcomes if one.user_id is not None and one.device_id]:
+    minutes, devices, hours = sums_of(report.outcomes)
+    if minutes:
+        tenants, times, domains = zip(*minutes, strict=True)
+        yield _ADD_MINUTES, [Integers(tenants), Times(times), Texts(domains), *_counts(minutes.values())]
+    if devices:
         yield _SHARE, []
-        keys = [[one.user_id for one in devices], Texts([one.device_id for one in devices]), _tenants(devices)]
-        counted = [*keys, _times(devices), *_counts(devices)]
-        words = [Texts([getattr(one.said, name) for one in devices]) for name in _SAID[:-1]]
-        yield _ADD_DEVICES, [*counted, *words, BigIntegers([one.said.clock_skew_us for one in devices])]
-        yield _ADD_DEVICE_HOURS, counted
+        users, ids, tenants = zip(*devices, strict=True)
+        counts, synced, said, words = zip(*devices.values(), strict=True)
+        *texts, skews = zip(*words, strict=True)
+        yield (
+            _ADD_DEVICES,
+            [
+                *(list(users), Texts(ids), Integers(tenants), *_counts(counts), Times(synced), Times(said)),
+                *(*map(Texts, texts), BigIntegers(skews)),
+            ],
+        )
+        users, ids, tenants, times = zip(*hours, strict=True)
+        yield _ADD_DEVICE_HOURS, [list(users), Texts(ids), Integers(tenants), Times(times), *_counts(hours.values())]
     if report.dropped:
         yield _ADD_DROPS, [now, report.dropped]
 
 
-def _tenants(outcomes: Sequence[Outcome]) -> Column:
-    return Integers([one.tenant_id for one in outcomes])
-
-
-def _times(outcomes: Sequence[Outcome]) -> Column:
-    return Times([one.time for one in outcomes])
-
-
-def _counts(outcomes: Sequence[Outcome]) -> list[Column]:
-    return [BigIntegers([getattr(one.counts, name) for one in outcomes]) for name in NAMES]
+def _counts(counts: Iterable[Counts]) -> list[Column]:
+    return [BigIntegers(one) for one in zip(*counts, strict=True)]

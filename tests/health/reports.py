@@ -37,7 +37,7 @@ def outcome(
     tenant_id: int, time: datetime, *, user_id: UUID | None = None, device_id: str = "", domain: str = "", **given: Any
 ) -> Outcome:
     """An outcome as a domain value; `given` are counts, and what the device said."""
-    said = {name: given.pop(name) for name in tuple(given) if name in Said.__dataclass_fields__}
+    said = {name: given.pop(name) for name in tuple(given) if name in Said._fields}
     return Outcome(
         tenant_id=tenant_id,
         user_id=user_id,

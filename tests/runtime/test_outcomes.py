@@ -22,7 +22,7 @@ from runtime.errors import Reason
 from runtime.identity import ServiceTokens
 from runtime.mesh import HealthClient, channel
 from runtime.outcomes import MAX_ROWS, NO_DEVICE, Batch, Device, Outcomes, Tally, device_of
-from runtime.reporting import BATCH, Reporter
+from runtime.reporting import BATCH, Reporter, rest
 from runtime.telemetry import OUTCOMES_DROPPED, OUTCOMES_REPORTED
 from tests.health.recorder import Recorder, recorder
 
@@ -182,6 +182,11 @@ class TestDevice:
     def test_a_clock_that_cannot_be_read_and_words_that_cannot_be_shown_are_not_said(self, time: str) -> None:
         device = device_of({"x-device-id": "a", "x-platform": "\x1b[2J", "x-client-time": time})
         assert device == Device(id="a")
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 2.0), (0.02, 2.0), (0.03, 3.0), (0.06, 6.0), (8.0, 6.0)])
+def test_a_long_report_is_followed_by_a_long_rest(took: float, pause: float) -> None:
+    assert rest(took) == pytest.approx(pause)
 
 
 class TestReporting:
