@@ -14,15 +14,29 @@ from pathlib import Path
 
 import uvloop
 
-from bench import batched, calls, files, garmin, growth, health, identity, latency, page, report, streams, sync
+from bench import (
+    batched,
+    calls,
+    files,
+    garmin,
+    growth,
+    health,
+    identity,
+    latency,
+    page,
+    report,
+    reporting,
+    streams,
+    sync,
+)
 from bench.machine import allow_files, machine
 from bench.memory import Usage, usage
 from bench.rounds import Pair, compare
 from bench.stack import stack
 
 GROUPS = (
-    *("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "health", "page", "garmin"),
-    *("memory", "start"),
+    *("calls", "identity", "batches", "sync", "files", "latency", "streams", "growth", "health", "reporting"),
+    *("page", "garmin", "memory", "start"),
 )
 STARTS = 3
 WANTED_FILES = 20_000
@@ -61,9 +75,13 @@ machine's cores with everything they measure.
 - Growth: the same calls, one after the other, on the same stack before and after other users' records were added, each
   time by a new user with {growth.HISTORY:,} records, after VACUUM, ANALYZE and CHECKPOINT. Medians of {growth.PUSHES}
   pushes and {growth.PULLS} pulls.
-- Health: the floor of pushing is a sessions process of its own in the same stack, which reports nothing. The figures
-  are those of {health.DEVICES:,} devices that synced within {health.HOURS} hours, in {len(health.DOMAINS)} domains each
-  minute; the floor adds up the same rows on one psycopg connection. One caller asks, one call after the other.
+- Health: the figures are those of {health.DEVICES:,} devices that synced within {health.HOURS} hours, in
+  {len(health.DOMAINS)} domains each minute; the floor adds up the same rows on one psycopg connection. One caller asks,
+  one call after the other.
+- Reporting: CPU time, which a busy machine hardly changes. The floor is what a push takes in a sessions process of its
+  own that reports nothing, PostgreSQL left out. The figure is what it takes to note as many pushes, as fast, in another
+  process, to report them, to count them in the health service, and to write that in PostgreSQL; what the same takes
+  when nothing is noted is taken off.
 - The page: {page.LOADS} visits in headless Chromium to the page that asks for a password, each with an empty cache,
   from the beginning of the navigation to the first contentful paint; the floor is a page of one word from Python's
   http.server. Left out where there is no chromium on PATH.
@@ -109,7 +127,7 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                 "batches": lambda exit: batched.pairs(running, directory, exit, workers=workers),
                 "sync": lambda exit: sync.pairs(running, exit),
                 "files": lambda exit: files.pairs(running, home, exit, finalized),
-                "health": lambda exit: health.pairs(running, home, exit, asked),
+                "health": lambda exit: health.pairs(running, exit, asked),
             }
             for group, make in makers.items():
                 if group in groups:
@@ -124,6 +142,9 @@ async def measure(options: argparse.Namespace, groups: set[str]) -> None:
                 lines.append(health.figures(asked))
             if "files" in groups:
                 lines += [files.finalizing(finalized), await files.memory(running)]
+            if "reporting" in groups:
+                _say("Measuring reporting")
+                lines += await reporting.lines(running, home)
             if "page" in groups:
                 _say("Measuring page")
                 lines += await page.lines(running, directory)

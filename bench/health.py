@@ -1,13 +1,10 @@
-"""Health: what reporting costs a push, and a day of figures of many devices beside the bare SELECT."""
+"""Health: a day of figures of many devices beside the bare SELECT."""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from statistics import median
 from typing import Any, Final
 
@@ -16,18 +13,13 @@ from satchel.health.v1 import health_pb2, health_pb2_grpc
 
 from bench.report import Line
 from bench.rounds import Measure, Pair, rate
-from bench.servers import LOOPBACK
 from bench.stack import Stack
-from bench.sync import SELECT, pushes
+from bench.sync import SELECT
 from bench.wire import channels, metadata, sign_up
-from deploy.parts import Part, running
-from deploy.redis import redis_part
-from deploy.sockets import free_port
 
 DEVICES: Final = 10_000
 HOURS: Final = 24
 DOMAINS: Final = ("journal", "task", "bike", "exercise", "health_metric")
-QUIET: Final = "SATCHEL_REPORT_OUTCOMES=off"
 # Of whoever signs up.
 TENANT: Final = 1
 MOST_MS: Final = 50.0
@@ -63,29 +55,15 @@ _SELECT: Final = """
         AS active"""
 
 
-async def pairs(stack: Stack, home: Path, exit: AsyncExitStack, took: list[float]) -> list[Pair]:
+async def pairs(stack: Stack, exit: AsyncExitStack, took: list[float]) -> list[Pair]:
     """Adds to `took` how long each GetSyncHealth took, in seconds."""
-    quiet = await exit.enter_async_context(_quiet(stack, home))
-    caller, *pushers = await sign_up(stack.addresses["envoy"], 3)
-    sending = [
-        pushes((await exit.enter_async_context(channels(address, 1)))[0], token)
-        for address, token in zip((stack.addresses["sessions"], quiet), pushers, strict=True)
-    ]
+    (caller,) = await sign_up(stack.addresses["envoy"], 1)
     (channel,) = await exit.enter_async_context(channels(stack.addresses["health"], 1))
     connection = await exit.enter_async_context(
         await psycopg.AsyncConnection.connect(stack.database_url, autocommit=True)
     )
     await _fill(connection)
     return [
-        Pair(
-            name="100-change pushes over one stream, reported",
-            floor_name=f"the same with {QUIET}",
-            unit="rows/s",
-            figure=sending[0],
-            floor=sending[1],
-            target=0.98,
-            turns=5,
-        ),
         Pair(
             name=f"GetSyncHealth, {HOURS} h of {DEVICES:,} devices, gRPC",
             floor_name=SELECT,
@@ -105,30 +83,6 @@ def figures(took: Sequence[float]) -> Line:
         target=f"at most {MOST_MS:g} ms",
         met=middle <= MOST_MS,
     )
-
-
-@asynccontextmanager
-async def _quiet(stack: Stack, home: Path) -> AsyncIterator[str]:
-    """The address of a sessions process of the stack that reports nothing."""
-    address = f"{LOOPBACK}:{free_port()}"
-    redis = redis_part(home / "run")
-    part = Part(
-        name="quiet",
-        command=[sys.executable, "-m", "services.sessions"],
-        log=home.with_name("quiet.log"),
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("SATCHEL_")},
-            "SATCHEL_HOME": str(home),
-            "SATCHEL_DATABASE_URL": stack.database_url,
-            "SATCHEL_REDIS_URL": redis.url if redis else "",
-            "SATCHEL_RATE_LIMITS": "off",
-            "SATCHEL_AUTH_ADDRESS": stack.addresses["auth"],
-            "SATCHEL_SESSIONS_ADDRESS": address,
-            "SATCHEL_REPORT_OUTCOMES": "off",
-        },
-    )
-    async with running(part):
-        yield address
 
 
 async def _fill(connection: psycopg.AsyncConnection[Any]) -> None:

@@ -79,35 +79,43 @@ def pushes(channel: grpc.aio.Channel, token: str) -> Measure:
     template = batches.push_template()
 
     async def measure(seconds: float) -> float:
-        ready = template.fresh(seconds)
-        call = talk(channel, token)
-        await hello(call)
-        places = asyncio.Semaphore(IN_FLIGHT)
-        sent, started = 0, time.perf_counter()
-
-        async def write() -> None:
-            nonlocal sent
-            for batch in ready:
-                await places.acquire()
-                if time.perf_counter() - started >= seconds:
-                    break
-                await call.write(batch)
-                sent += 1
-            await call.done_writing()
-
-        writing = asyncio.create_task(write())
-        stored = 0
-        while (answer := await call.read()) is not grpc.aio.EOF:
-            if answer.WhichOneof("message") == "receipts":
-                places.release()
-                stored += sum(receipt.status == "APPLIED" for receipt in answer.receipts.receipts)
-        took = time.perf_counter() - started
-        await writing
-        if stored != sent * batches.SIZE:
-            raise RuntimeError(f"{stored} of {sent * batches.SIZE} changes were stored")
+        stored, took = await push_for(seconds, channel, token, template)
         return stored / took
 
     return measure
+
+
+async def push_for(
+    seconds: float, channel: grpc.aio.Channel, token: str, template: batches.Template
+) -> tuple[int, float]:
+    """Pushes over one stream; how many changes were stored, and in how many seconds."""
+    ready = template.fresh(seconds)
+    call = talk(channel, token)
+    await hello(call)
+    places = asyncio.Semaphore(IN_FLIGHT)
+    sent, started = 0, time.perf_counter()
+
+    async def write() -> None:
+        nonlocal sent
+        for batch in ready:
+            await places.acquire()
+            if time.perf_counter() - started >= seconds:
+                break
+            await call.write(batch)
+            sent += 1
+        await call.done_writing()
+
+    writing = asyncio.create_task(write())
+    stored = 0
+    while (answer := await call.read()) is not grpc.aio.EOF:
+        if answer.WhichOneof("message") == "receipts":
+            places.release()
+            stored += sum(receipt.status == "APPLIED" for receipt in answer.receipts.receipts)
+    took = time.perf_counter() - started
+    await writing
+    if stored != sent * batches.SIZE:
+        raise RuntimeError(f"{stored} of {sent * batches.SIZE} changes were stored")
+    return stored, took
 
 
 def _pull(channel: grpc.aio.Channel, token: str) -> Measure:
