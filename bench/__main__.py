@@ -65,7 +65,9 @@ machine's cores with everything they measure.
 - Files: {files.CHUNKS} MiB in chunks and {files.STREAMED:,} MiB in one go, random bytes that are new each time. The
   floor of sending is one thread that hashes each MiB with sha256 and writes it in its place, without fsync; the
   service hashes every byte twice when it comes in chunks (the chunk, the whole file) and makes it durable before it
-  answers. The floor of reading is sendfile to a socket of this machine, read there in pieces of 1 MiB.
+  answers. What is left when threads on every core do nothing but that, without fsync, is a row of its own: on a machine
+  without SHA instructions, or whose cores are two threads of one, it is what bounds the rows above it. The floor of
+  reading is sendfile to a socket of this machine, read there in pieces of 1 MiB.
 - Latency: {latency.USERS} users with two devices each, all connected through the edge. {latency.PUSHES} times, one
   after the other, a device pushes one change; time runs from there until the user's other device has it, so it is more
   than what lies between the commit and the other device.
