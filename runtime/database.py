@@ -89,8 +89,8 @@ class Database:
     async def statements(self) -> AsyncIterator[Transaction]:
         """As `transaction`, but each statement commits by itself: one trip to the server where that takes three."""
         async with self._pool.connection() as connection:
-            await connection.set_autocommit(True)
             try:
+                await connection.set_autocommit(True)
                 yield Transaction(connection)
             finally:
                 if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
@@ -124,6 +124,7 @@ async def database(url: str, *, connections: int, name: str) -> AsyncIterator[Da
             "connect_timeout": 3,
         },
         check=_check,
+        reset=_reset,
         open=False,
     )
     await pool.open()
@@ -145,6 +146,16 @@ async def _check(connection: Connection) -> None:
         connection.pgconn.consume_input()
         if connection.pgconn.status != pq.ConnStatus.OK or poller.poll(0):
             raise psycopg.OperationalError("the connection was closed by the server")
+
+
+async def _reset(connection: Connection) -> None:
+    """Turns away a connection that comes back otherwise than it was lent: who was cancelled may have left it so.
+
+    psycopg gives way to others wherever it has been busy for a while, also right after it has begun a pipeline; who is
+    cancelled there never ends it. On such a connection nothing would be answered, and a commit would wait for ever.
+    """
+    if connection.pgconn.pipeline_status != pq.PipelineStatus.OFF or connection.autocommit:
+        raise psycopg.OperationalError("the connection was left in a pipeline, or without transactions")
 
 
 @lru_cache(maxsize=512)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import psycopg
 import pytest
 import sqlalchemy as sa
-from psycopg import sql
+from psycopg import pq, sql, waiting
 
 from runtime.config import SERVICES
-from runtime.database import database
+from runtime.database import Database, database
 from runtime.migrations import head, migrate
 from services.auth import tables as auth_tables
 from services.sessions import records_store
@@ -85,6 +86,45 @@ async def test_a_transaction_that_fails_leaves_nothing(database_url: str) -> Non
             cursor = await transaction.connection.execute("SELECT to_regclass('public.half') AS found")
             row = await cursor.fetchone()
         assert row == {"found": None}
+
+
+@pytest.mark.parametrize("kind", ["transaction", "statements"])
+async def test_wherever_somebody_is_cancelled_the_next_one_finds_a_connection_in_order(
+    database_url: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 0
+
+    async def give_way(seconds: float) -> None:
+        """Stands in for what psycopg does when it has been busy for a while; cancels whoever comes by in his turn."""
+        nonlocal left
+        left -= 1
+        if left == 0 and (task := asyncio.current_task()):
+            task.cancel()
+        await asyncio.sleep(seconds)
+
+    monkeypatch.setattr(waiting, "MAX_BUSY_TIME", -1.0)
+    monkeypatch.setattr(waiting, "sleep", give_way)
+
+    async def use(db: Database) -> None:
+        async with getattr(db, kind)() as some, some.connection.pipeline():
+            await some.connection.execute("SELECT 1")
+            await some.connection.execute("SELECT 2")
+
+    async with database(database_url, connections=1, name="test") as db:
+        for place in count(1):
+            left = place
+            try:
+                await asyncio.create_task(use(db))
+            except asyncio.CancelledError:
+                left = 0
+            if left > 0:
+                break  # there are no more places
+            async with db.transaction() as transaction:
+                connection = transaction.connection
+                cursor = await connection.execute("SELECT 3 AS three")
+                assert (connection.autocommit, cursor.rowcount) == (False, 1), place
+                assert connection.pgconn.transaction_status == pq.TransactionStatus.INTRANS, place
+        assert place > 3
 
 
 async def test_a_pool_opens_while_the_server_is_away_and_finds_it_later(
