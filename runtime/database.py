@@ -152,7 +152,8 @@ async def _reset(connection: Connection) -> None:
     """Turns away a connection that comes back otherwise than it was lent: who was cancelled may have left it so.
 
     psycopg gives way to others wherever it has been busy for a while, also right after it has begun a pipeline; who is
-    cancelled there never ends it. On such a connection nothing would be answered, and a commit would wait for ever.
+    cancelled there never ends it. What is asked on such a connection is answered with nothing, and done at some time
+    or other.
     """
     if connection.pgconn.pipeline_status != pq.PipelineStatus.OFF or connection.autocommit:
         raise psycopg.OperationalError("the connection was left in a pipeline, or without transactions")
