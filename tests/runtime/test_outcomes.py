@@ -184,7 +184,7 @@ class TestDevice:
         assert device == Device(id="a")
 
 
-@pytest.mark.parametrize(("took", "pause"), [(0.0, 2.0), (0.02, 2.0), (0.03, 3.0), (0.06, 6.0), (8.0, 6.0)])
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 2.0), (0.01, 2.0), (0.02, 3.0), (0.04, 6.0), (8.0, 6.0)])
 def test_a_long_report_is_followed_by_a_long_rest(took: float, pause: float) -> None:
     assert rest(took) == pytest.approx(pause)
 
