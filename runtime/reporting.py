@@ -22,8 +22,8 @@ from runtime.telemetry import OUTCOME_ERRORS, OUTCOMES_REPORTED, logger
 
 INTERVAL: Final = 2.0
 # A report that took long is followed by a longer pause, in which the rows of a busy phone become one: so that what is
-# spent on reporting stays about a hundredth of the time.
-REST: Final = 100  # times what the report took
+# spent on reporting stays below a hundredth of the time.
+REST: Final = 150  # times what the report took
 LONGEST_REST: Final = 3  # intervals
 # The longest pause between two attempts while the health service is away.
 LONGEST_PAUSE: Final = 10.0
