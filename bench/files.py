@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -249,6 +249,14 @@ async def _download(sender: Sender, film: Film) -> Measure:
     return measure
 
 
+def _in_a_thread(work: Callable[[], float]) -> Measure:
+    async def measure(seconds: float) -> float:
+        del seconds  # all of it, however long it takes
+        return await asyncio.to_thread(work)
+
+    return measure
+
+
 def _written(home: Path, film: Film) -> Measure:
     """The floor of sending: each MiB is hashed and written in its place, one after the other."""
 
@@ -263,11 +271,7 @@ def _written(home: Path, film: Film) -> Measure:
         path.unlink()
         return len(film.chunks) / took
 
-    async def measure(seconds: float) -> float:
-        del seconds
-        return await asyncio.to_thread(write)
-
-    return measure
+    return _in_a_thread(write)
 
 
 def _twice(home: Path, film: Film) -> Measure:
@@ -277,19 +281,18 @@ def _twice(home: Path, film: Film) -> Measure:
         path, whole = home / "twice.bin", hashlib.sha256()
         started = time.perf_counter()
         with path.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as threads, ThreadPoolExecutor(1) as one:
+            done: list[Future[Any]] = []
             for index, chunk in enumerate(film.chunks):
-                one.submit(whole.update, chunk)
-                threads.submit(lambda chunk: hashlib.sha256(chunk).digest(), chunk)
-                threads.submit(os.pwrite, file.fileno(), chunk, index * MIB)
+                done.append(one.submit(whole.update, chunk))
+                done.append(threads.submit(lambda chunk: hashlib.sha256(chunk).digest(), chunk))
+                done.append(threads.submit(os.pwrite, file.fileno(), chunk, index * MIB))
+            for future in done:
+                future.result()
         took = time.perf_counter() - started
         path.unlink()
         return len(film.chunks) / took
 
-    async def measure(seconds: float) -> float:
-        del seconds
-        return await asyncio.to_thread(write)
-
-    return measure
+    return _in_a_thread(write)
 
 
 def _copied(home: Path, film: Film) -> Measure:
@@ -306,11 +309,7 @@ def _copied(home: Path, film: Film) -> Measure:
             thread.join()
             return len(film.chunks) / (time.perf_counter() - started)
 
-    async def measure(seconds: float) -> float:
-        del seconds
-        return await asyncio.to_thread(copy)
-
-    return measure
+    return _in_a_thread(copy)
 
 
 def _serve(server: socket.socket, path: Path) -> None:

@@ -39,7 +39,7 @@ SECONDS: Final = 6.0
 USERS: Final = 10
 PHONES: Final = 200
 MOST: Final = 0.02
-SETTING: Final = "SATCHEL_REPORT_OUTCOMES=off"
+QUIET: Final = "SATCHEL_REPORT_OUTCOMES=off"
 
 _AT_ONCE: Final = 16
 _TURN: Final = 2.0  # seconds: so many batches are built beforehand
@@ -121,7 +121,8 @@ async def _cost(
 async def _noted(outcomes: Outcomes, client: HealthClient, callers: Sequence[Caller], size: int, rate: float) -> float:
     """The seconds of CPU time in which this process notes so many pushes a second, and tells of all of them."""
     phones, due, noted = cycle(callers), round(rate * SECONDS), 0
-    telling = asyncio.create_task(Reporter(outcomes, partial(client.report, uuid4())).run())
+    reporter = Reporter(outcomes, partial(client.report, uuid4()))
+    telling = asyncio.create_task(reporter.run())
     spent, begun = -time.process_time(), time.perf_counter()
     while noted < due:
         await asyncio.sleep(_BEAT)
@@ -132,7 +133,7 @@ async def _noted(outcomes: Outcomes, client: HealthClient, callers: Sequence[Cal
     await asyncio.sleep(_SETTLED)
     spent += time.process_time()
     telling.cancel()
-    if outcomes.waiting:
+    if outcomes.waiting or not await reporter.flush():  # also what could not be reported yet
         raise RuntimeError("not all was told")
     return spent
 
@@ -194,7 +195,7 @@ async def _quiet(stack: Stack, home: Path) -> AsyncIterator[tuple[psutil.Process
             "SATCHEL_RATE_LIMITS": "off",
             "SATCHEL_AUTH_ADDRESS": stack.addresses["auth"],
             "SATCHEL_SESSIONS_ADDRESS": address,
-            **dict([SETTING.split("=")]),
+            "SATCHEL_REPORT_OUTCOMES": "off",
         },
     )
     async with running(part) as child:
@@ -206,7 +207,7 @@ def _line(name: str, costs: Sequence[_Cost]) -> Line:
     return Line(
         name=name,
         figure=f"{median(one.told for one in costs) * 1e6:,.0f} µs a push",
-        floor=f"{median(one.push for one in costs) * 1e6:,.0f} µs (the push, {SETTING})",
+        floor=f"{median(one.push for one in costs) * 1e6:,.0f} µs (the push, {QUIET})",
         ratio=f"{median(shares):.3f}",
         spread=f"{min(shares):.3f} to {max(shares):.3f}",
         target=f"at most {MOST:g}",

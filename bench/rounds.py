@@ -23,11 +23,9 @@ class Pair:
     floor: Measure
     target: float | None = None
     """The least ratio of the two that is wanted."""
-    turns: int = 1
-    """How often they are compared in a round; what is wanted of a ratio near 1 is less than a round's noise."""
     figures: list[float] = field(default_factory=list)
     floors: list[float] = field(default_factory=list)
-    """One of each per turn."""
+    """One of each per round."""
 
     @property
     def ratios(self) -> list[float]:
@@ -46,9 +44,8 @@ async def compare(pairs: Sequence[Pair], *, rounds: int, seconds: float) -> None
     for number in range(rounds):
         for pair in pairs:
             sides = [(pair.floor, pair.floors), (pair.figure, pair.figures)]
-            for turn in range(number, number + pair.turns):
-                for measure, results in sides if turn % 2 == 0 else reversed(sides):
-                    results.append(await measure(seconds))
+            for measure, results in sides if number % 2 == 0 else reversed(sides):
+                results.append(await measure(seconds))
 
 
 async def rate(callers: Iterable[Callable[[], Awaitable[bool]]], seconds: float) -> float:
